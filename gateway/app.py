@@ -57,7 +57,7 @@ log = logging.getLogger("gateway.app")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How this run serves; the rest is in the config."""
+    """Options of one run; the rest is in the config."""
 
     transports: tuple[str, ...] = ("stdio",)
     host: str = "127.0.0.1"
@@ -70,7 +70,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     insecure: bool = False
-    """Whether the gateway may be open to a network without asking anybody for a key."""
+    """Whether the gateway may listen on a network without authentication."""
     path: str = "/mcp"
     sse_path: str = "/sse"
     message_path: str = "/messages/"
@@ -79,21 +79,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     relays: socket.socket | None = None
     """The listening socket to which the clients of `mcp-gateway connect` connect."""
     state_directory: Path | None = None
-    """Where last-good catalogs and the control socket are kept; None keeps nothing."""
+    """Where last-good catalogs and the control socket are stored; None stores nothing."""
     source: ConfigSource | None = None
-    """Where the config came from and is read anew; None for one that a program has given."""
+    """The source of the config, used by reloads; None for a config passed by a program."""
     watching: bool = True
-    """Whether a change of the config file is noticed without being told."""
+    """Whether a change of the config file triggers a reload."""
     view: str | None = None
-    """The view that is served on stdio, None for everything; over HTTP each view has an endpoint of its own."""
+    """The view served on stdio, None for everything; over HTTP each view has its own endpoint."""
     names: NameChoice | None = None
     """The names that the client on stdio sees; over HTTP each client chooses its own."""
     admin: AdminAccess | None = None
-    """Who may use the management API; None lets everybody on loopback read and nobody change."""
+    """Access control of the management API; None allows everyone on loopback to read and no one to change."""
 
     @property
     def is_local(self) -> bool:
-        """Whether clients come over pipes or from relays of the same user, and none over HTTP."""
+        """True if clients connect over pipes or through relays of the same user, not over HTTP."""
         return bool({"stdio", "connect"}.intersection(self.transports))
 
     @property
@@ -120,7 +120,7 @@ class Gateway:
         self._relays: RelayFrontend | None = None
 
     async def run(self, bound: ListeningSocket | None, ready: Callable[[str], None]) -> bool:
-        """Serve until a signal or the end of stdin; returns whether all calls ended within the grace.
+        """Serve until a signal or EOF on stdin; return whether all calls ended within the grace period.
 
         `bound` is where the HTTP frontend listens, None with stdio.
         """
@@ -157,7 +157,7 @@ class Gateway:
         self.runtime.stop()
 
     def _check(self, config: Config) -> None:
-        """Refuse a config with which this gateway would be open to a network. Raises ConfigError."""
+        """Refuse a config that would expose this gateway to a network without authentication. Raises ConfigError."""
         if self._options.is_local or self._options.insecure:
             return
         try:
@@ -170,7 +170,7 @@ class Gateway:
         view = self._options.view
         if view is not None and view not in config.views:
             log.warning(
-                "view %r, which is served here, has been removed from the config: nothing is offered",
+                "view %r, served here, has been removed from the config: offering nothing",
                 view,
                 extra={"event": "view_removed", "view": view},
             )
@@ -185,11 +185,11 @@ class Gateway:
         runtime = self.runtime
         frontend = StdioFrontend(runtime.handler, options.stdin, options.stdout, runtime.closing, identity)
         self._all_answered = await frontend.run()
-        # Or the lists of a server would never be known to clients whose sessions are shorter than its start.
+        # Otherwise clients with sessions shorter than a server's start would never get its lists.
         unknown = [] if runtime.stopping.is_set() else runtime.fleet.starting_first()
         if unknown:
             names = ", ".join(one.name for one in unknown)
-            log.info("stdin has ended; waiting for the first lists of %s (drain_grace)", names)
+            log.info("stdin closed: waiting for the first lists of %s (drain_grace)", names)
         with trio.move_on_after(runtime.fleet.settings.drain_grace):
             for one in unknown:
                 await wait_any(one.settled, runtime.stopping)
@@ -213,7 +213,7 @@ class Gateway:
         await serve_control(store, self._answer)
 
     async def _answer(self, question: bytes) -> bytes:
-        """Answer a question of the control socket."""
+        """Answer a request on the control socket."""
         if question == b"ps":
             await self._guard.scan()
             transport = ",".join(self._options.transports)
@@ -263,7 +263,7 @@ class Gateway:
         return HttpFrontend(mcp, others=others, closing=runtime.closing, stopping=runtime.stopping)
 
     async def _handle_signals(self) -> None:
-        """Handle signals: the first begins to stop, the second kills; SIGHUP reads the config again."""
+        """Handle signals: the first starts the shutdown, the second kills; SIGHUP reloads the config."""
         with trio.open_signal_receiver(*SIGNALS) as signals:
             for number in self._early:
                 self._handle_signal(number)
@@ -276,34 +276,34 @@ class Gateway:
             self.runtime.audit.reopen()
             self._reloader.reload_soon(name)
         elif not self.runtime.stopping.is_set():
-            self.runtime.router.refuse_new()  # before it is said
+            self.runtime.router.refuse_new()  # before it is logged
             log.info("%s: draining, then stopping", name, extra={"event": "shutdown_begun", "by": name})
             self._stop()
         else:
-            log.warning("%s again: stopping at once", name, extra={"event": "shutdown_forced", "by": name})
+            log.warning("%s again: stopping immediately", name, extra={"event": "shutdown_forced", "by": name})
             self.runtime.stop_now()
 
 
 async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
-    """Run a gateway until it is told to stop; `ready` is called with each URL once an HTTP socket is open.
+    """Run a gateway until it is stopped; `ready` is called with each URL once an HTTP socket is open.
 
-    Returns whether all calls ended within the grace. Raises `gateway.frontends.http.listen_address.ListenError`. For a
-    program that is the gateway and nothing else: it raises the process's limit of open files, once and for good.
+    Returns whether all calls ended within the grace period. Raises `gateway.frontends.http.listen_address.ListenError`.
+    Only for a process that does nothing else: it permanently raises the process's limit of open files.
     """
     if (limit := raise_nofile_limit()) is not None and limit[0] != limit[1]:
-        log.debug("the limit of open files was %d and is %d now; children keep theirs", *limit)
+        log.debug("raised RLIMIT_NOFILE from %d to %d; children keep the old limit", *limit)
     listening = nullcontext() if options.is_local else options.binding.open()  # before anything starts
     with listening as bound:
-        signals = keep_signals()  # not before: while a name is looked up, which may take long, they are to end it all
+        signals = keep_signals()  # not before: signals must be able to end a slow name lookup
         async with open_guard(subreaper=True) as guard:
             return await Gateway(config, options, guard, signals).run(bound, ready)
 
 
 def keep_signals() -> list[int]:
-    """From now on signals end nothing, but are put into the list that is returned, in front of what a receiver gets.
+    """Collect signals in the returned list, ahead of those for a receiver, instead of ending the process.
 
-    A receiver puts back what it finds: were that the default, a signal during the first or the last steps would kill
-    the gateway, and the file of its Unix socket would stay behind.
+    A receiver restores the previous handlers on exit: with the default ones a signal during the first or last steps
+    would kill the gateway and leave the file of its Unix socket.
     """
     kept: list[int] = []
     for number in SIGNALS:
@@ -312,10 +312,10 @@ def keep_signals() -> list[int]:
 
 
 def spare_collector() -> None:
-    """Keep the garbage collector off what the start has made, which stays: modules, functions, tables, the config.
+    """Exclude long-lived objects of the start (modules, functions, tables, config) from garbage collection.
 
-    Walking some 40,000 of them in each full collection held up all calls for 20 ms, more than once a second under load:
-    the p99 of a light client beside a flood was three times what it is without.
+    Traversing about 40,000 of them in each full collection delayed all calls by 20 ms, more than once a second under
+    load; that tripled the p99 of a light client beside a flood.
     """
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 10, 10)
@@ -334,9 +334,9 @@ def return_large_blocks() -> None:
 
 
 def set_stdio_apart() -> tuple[int, int]:
-    """Give the stdio frontend its own file descriptors; other writes to stdout land on stderr, reads find nothing.
+    """Give the stdio frontend its own file descriptors; redirect other stdout writes to stderr and stdin to EOF.
 
-    Returns (stdin, stdout) for the frontend. From then on no library, print or child can break the protocol.
+    Returns (stdin, stdout) for the frontend. After that, no library, print or child can break the protocol.
     """
     stdin, stdout = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -347,9 +347,9 @@ def set_stdio_apart() -> tuple[int, int]:
 
 
 def run(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
-    """`serve` from a program that has no loop and ends next: signals that stop a gateway are ignored from then on."""
+    """Run `serve` in its own loop and ignore stop signals afterwards; for a program that exits next."""
     try:
         return trio.run(partial(serve, config, options, ready))
     finally:
-        for number in SIGNALS:  # the interpreter, on its way out, gives all but ignored ones their deadly default
+        for number in SIGNALS:  # at exit the interpreter resets all but ignored signals to their default, which kills
             signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,7 @@
-"""One line for each call: who called what, how long it took, how it ended, how many bytes went each way.
+"""Audit log: one line for each call with caller, target, duration, outcome and bytes in each direction.
 
-The fleet, the router and the access control report to it, in their own tasks; it makes a line and queues it, for the
-log or for a file (`gateway.telemetry.line_file`). A suspended call is one line too, which comes with its end.
+The fleet, the router and access control report to it from their own tasks; it formats a line and queues it for the log
+or a file (`gateway.telemetry.line_file`). A suspended call is one line, written when it ends.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ MAX_NAME: Final = 200
 MAX_KNOWN_CLIENT: Final = 1_024
 """Bytes of what a client says of itself that is read once for all its calls; a longer one may be another each time."""
 DENIED: Final = RateLimit(per_second=1.0, burst=30)
-"""Lines for requests that are not let in: nobody without a key may fill a disk. The next line tells of the rest."""
+"""Rate of lines for refused requests: clients without a key must not fill the disk. The next line counts the rest."""
 MAX_ARGUMENTS: Final = 65_536
-"""Bytes of a call's arguments that a line holds; of larger ones only the size is told."""
+"""Limit for a call's arguments in a line; of larger ones only the size is recorded."""
 _TOOL_ERROR: Final = b'"isError"'
 
 log = logging.getLogger("gateway.audit")
@@ -60,7 +60,7 @@ _results = msgspec.json.Decoder(_Result)
 
 
 class Audit:
-    """What is noted of calls, by the settings that hold now; None notes nothing, and costs nothing."""
+    """Records calls according to the present settings; None records nothing and costs nothing."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -73,25 +73,25 @@ class Audit:
 
     @property
     def dropped(self) -> int:
-        """Lines that a file has not got, in all."""
+        """Total number of lines dropped before they reached a file."""
         return self._lost + (0 if self._file is None else self._file.dropped)
 
     def apply(self, settings: AuditSettings | None) -> None:
-        """Go by other settings from now on. Calls that are under way are noted by those that hold when they end."""
+        """Apply new settings. Active calls are recorded by the settings in effect when they end."""
         old, self._settings = self._settings, settings
         if settings is None:
             self._fleet.unobserve(self._observe)
         elif old is None:
             self._fleet.observe(self._observe)
         if settings is not None and settings.file is None:
-            log.setLevel(logging.INFO)  # it was asked for, whatever the level of the rest
+            log.setLevel(logging.INFO)  # always on, whatever the level of the rest
         path = None if settings is None else settings.file
         if path == (None if self._file is None else self._file.path):
             return
         if self._file is not None:
             self._lost += self._file.dropped
         if self._writing is not None:
-            self._writing.cancel(reason="the audit goes elsewhere now")
+            self._writing.cancel(reason="the audit destination has changed")
         self._file = None if path is None else LineFile(path, note_lost=_lost)
         self._start()
 
@@ -105,12 +105,12 @@ class Audit:
             await file.run()
 
     def reopen(self) -> None:
-        """Open the file anew."""
+        """Reopen the file."""
         if self._file is not None:
             self._file.reopen()
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Own the task that writes; runs until cancelled, and writes then what is left."""
+        """Write lines until cancelled, then write the remaining ones."""
         async with trio.open_nursery() as self._nursery:
             self._start()
             task_status.started()
@@ -127,12 +127,12 @@ class Audit:
                 size = len(outcome.result)
             elif isinstance(outcome, Failure):
                 size = len(outcome.data or b"")
-            elif isinstance(outcome, BackendExited) and outcome.suspects:  # the call sent last is the first suspect
+            elif isinstance(outcome, BackendExited) and outcome.suspects:  # the call sent last is the prime suspect
                 crash = "suspect" if outcome.suspects[0].call == pending.number else "in flight"
             self._record(pending.call, pending.number, pending.backend, seconds, word, code, reason, size, crash)
 
     def note_refused(self, call: Call, backend: str, seconds: float, problem: GatewayError | None) -> None:
-        """Note a call that did not get as far as a backend's queue; with no problem, its client gave it up."""
+        """Record a call that never reached a backend's queue; without a problem, its client cancelled it."""
         if self._settings is None:
             return
         _, code, reason = _ending(call, problem)
@@ -141,7 +141,7 @@ class Audit:
     def note_denied(
         self, status: int, code: str, text: str, principal: str | None, address: str | None, path: str
     ) -> None:
-        """Record a request that was refused access: how and why, who sent it from where, and its path."""
+        """Record a refused request: status, code, reason, principal, address and path."""
         if self._settings is None:
             return
         if not self._denials.allows():
@@ -205,7 +205,7 @@ class Audit:
         if self._file is not None:
             self._file.put(encode_line({"time": now_iso(), **line}).encode())
             return
-        # What `log.info` does, without searching the stack for its caller, which is two thirds of its cost.
+        # `log.info` without the search for its caller on the stack, two thirds of its cost.
         record = logging.LogRecord(log.name, logging.INFO, __file__, 0, text, (), None)
         record.__dict__["fields"] = line
         log.handle(record)
@@ -216,7 +216,7 @@ def _lost(count: int) -> bytes:
 
 
 def _ending(call: Call, outcome: Outcome | None) -> tuple[str, int | None, str | None]:
-    """What a line says of an outcome: the word, the code that the client sees, and which error of the gateway's."""
+    """Return a line's fields for an outcome: its word, the client's error code, and the gateway's error."""
     match outcome:
         case None:
             return "cancelled", None, None

@@ -1,4 +1,4 @@
-"""One tree of errors, named by whose fault they are.
+"""The error hierarchy, named by the responsible party.
 
 `ConfigError` is the operator's, `BackendError` the backend's, `RequestError` the client's. Nothing here knows
 JSON-RPC codes: they differ by era, and one function in `gateway.eras.errors` maps this tree to the wire.
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 MAX_REASON: Final = 2_000
-"""Characters of a peer's words in an error or a warning, which are kept, logged, and sent to clients."""
+"""Maximum length of a peer's text in errors and warnings, which are stored, logged and sent to clients."""
 
 
 class GatewayError(Exception):
-    """Any failure that the gateway itself found and can explain."""
+    """A failure that the gateway detected and can explain."""
 
     code: ClassVar[str] = "gateway_error"
 
@@ -40,16 +40,16 @@ class ConfigError(GatewayError):
         super().__init__("\n".join(problems))
         self.problems = tuple(str(line) for line in problems)  # exactly `str`: encoders refuse subclasses
         self.lines = tuple(problems)
-        """The same as the readers have written them; those about one field know which (`config.findings.Line`)."""
+        """The problems as written by the readers; a problem with one field names it (`config.findings.Line`)."""
         self.warnings = tuple(warnings)
-        """What is only odd, in the same form: a misspelled key may be why another is missing."""
+        """Warnings in the same form: a misspelled key may explain a missing one."""
 
 
 class BackendError(GatewayError):
     """A backend did not do what it should; the client sees -32603 with the backend's name in `data`.
 
-    The reason often repeats what the backend has said, so it is cut and secrets are masked in it here, whatever raises
-    the error. `retry_after` is the time in seconds after which the backend asks to be called again, where it says so.
+    The reason often quotes the backend, so it is truncated and its secrets are masked here, wherever the error is
+    raised. `retry_after` is the backend's requested delay in seconds, if any.
     """
 
     code: ClassVar[str] = "backend_error"
@@ -63,13 +63,13 @@ class BackendError(GatewayError):
 
 
 class BackendUnavailable(BackendError):
-    """The backend is not there now (stopped, failed, draining), so the call was not sent."""
+    """The backend is unavailable (stopped, failed, draining), so the call was not sent."""
 
     code: ClassVar[str] = "backend_unavailable"
 
 
 class IllegalTransition(AssertionError):
-    """A bug: a lifecycle was to take a step that its transition table does not have."""
+    """A bug: a transition that is not in the lifecycle's transition table."""
 
 
 class ServerDisabled(BackendError):
@@ -83,20 +83,20 @@ class ServerDisabled(BackendError):
 
 
 class Suspect(NamedTuple):
-    """A call that a backend's process had when it died."""
+    """A call in flight when the backend's process died."""
 
     call: int
     """The call's number in this run."""
     name: str
-    """What the backend calls the thing."""
+    """The target under the backend's own name."""
     origin: str
-    """Whose call it is, as `gateway.calls.Caller.origin` has it."""
+    """The caller, as in `gateway.calls.Caller.origin`."""
 
 
 class BackendExited(BackendError):
-    """The backend went away while it had the call; whether the call took effect is unknown.
+    """The backend ended with the call in flight; whether the call took effect is unknown.
 
-    `suspects` are the calls that may have made its process die, the last one sent first; empty where no process died.
+    `suspects` are the calls that may have crashed its process, latest first; empty if no process died.
     """
 
     code: ClassVar[str] = "backend_exited"
@@ -107,24 +107,24 @@ class BackendExited(BackendError):
 
 
 class BackendTooSlow(BackendError):
-    """The backend did not answer within the call's deadline; it was told to cancel."""
+    """The backend did not answer within the call's deadline and was sent a cancellation."""
 
     code: ClassVar[str] = "backend_timeout"
 
 
 class BackendProtocol(BackendError):
-    """The backend answered with something that is no valid answer."""
+    """The backend sent an invalid response."""
 
     code: ClassVar[str] = "backend_protocol"
 
     status: int = 0
-    """The HTTP status of the answer; 0 where there is none."""
+    """The HTTP status of the response; 0 if there is none."""
     body: bytes = b""
-    """The body of that answer, as far as it was read."""
+    """The body of the response, as far as it was read."""
 
 
 class BackendUnfit(BackendProtocol):
-    """The backend does not do what its config says of it, so that another start would fail like this one.
+    """The backend contradicts its config, so a restart would fail in the same way.
 
     `reason` names the option that the operator has to change.
     """
@@ -139,7 +139,7 @@ class UnknownServer(GatewayError):
 
 
 class RequestError(GatewayError):
-    """The client asked for something that cannot be done as asked. What it sent may be in the text, which is cut."""
+    """The client's request cannot be served. The text may quote the request and is truncated."""
 
     code: ClassVar[str] = "request_error"
 
@@ -164,30 +164,30 @@ class UnknownMethod(RequestError):
 
 
 class InvalidParams(RequestError):
-    """The parameters do not have the form that the method demands; the client sees -32602."""
+    """The parameters are invalid for the method; the client sees -32602."""
 
     code: ClassVar[str] = "invalid_params"
 
 
 class Denied(RequestError):
-    """The caller may not do this; the client sees the same answer as for an unknown name."""
+    """The caller lacks access; the client sees the same answer as for an unknown name."""
 
     code: ClassVar[str] = "denied"
 
 
 class Revoked(Denied):
-    """The client's key was taken away while it asked; the call is cut off."""
+    """The client's key was revoked during the call, which is cancelled."""
 
     code: ClassVar[str] = "revoked"
 
     def __init__(self) -> None:
-        super().__init__("the key that this was asked with was taken away")
+        super().__init__("the API key has been revoked")
 
 
 class Busy(RequestError):
-    """The backend's bounded queue, or the gateway's own limit, is full; the client may try again.
+    """The backend's queue or a limit of the gateway is full; the client may retry.
 
-    `retry_after` is in how many seconds, where that is known.
+    `retry_after` is the delay in seconds, if known.
     """
 
     code: ClassVar[str] = "busy"
@@ -198,7 +198,7 @@ class Busy(RequestError):
 
 
 class GatewayLoop(RequestError):
-    """The client is reached through this very gateway, or through too many others."""
+    """The client connects through this same gateway, or through too many others."""
 
     code: ClassVar[str] = "gateway_loop"
 
@@ -210,7 +210,7 @@ class ShuttingDown(RequestError):
 
 
 class Meaning(NamedTuple):
-    """What an error code says, and what to do about it."""
+    """The meaning of an error code and what to do about it."""
 
     when: str
     remedy: str
@@ -218,54 +218,54 @@ class Meaning(NamedTuple):
 
 CODES: Final = {
     "backend_unavailable": Meaning(
-        "the backend is stopped, failed, draining or cannot be reached; the call was not sent",
-        "try later; see `last_error` in `/health`",
+        "the backend is stopped, failed, draining or unreachable; the call was not sent",
+        "retry later; see `last_error` in `/health`",
     ),
     "backend_exited": Meaning(
-        "the backend ended, or broke the connection, with the call in flight",
+        "the backend exited or closed the connection with the call in flight",
         "check whether the call took effect before you repeat it",
     ),
     "backend_timeout": Meaning(
-        "the backend did not answer within the deadline and was sent a cancel; for a start: within `connect_timeout`",
+        "the backend missed the deadline and was sent a cancellation; for a start: `connect_timeout`",
         "raise `call_timeout` or `connect_timeout`",
     ),
     "backend_protocol": Meaning("the backend sent an invalid answer", "report it to the author of the server"),
     "backend_unfit": Meaning(
-        "the backend does not do what its config says",
+        "the backend contradicts its config",
         "change the option that the message names",
     ),
     "backend_http_error": Meaning(
-        "a remote server answered with an HTTP status without an MCP answer",
+        "a remote server answered with an HTTP status but no MCP response",
         "see the status in the message; wait `retryAfterMs` where it is given",
     ),
     "backend_refused": Meaning(
         "the backend refused a subscription with its own error, which the client sees",
         "as its message says",
     ),
-    "login_required": Meaning("the backend needs a person to log in", "run `mcp-gateway login NAME`"),
+    "login_required": Meaning("the backend requires an interactive login", "run `mcp-gateway login NAME`"),
     "server_disabled": Meaning(
         "the config or `mcp-gateway disable` has disabled the server",
         "`mcp-gateway enable NAME`, or change the config",
     ),
     "unknown_name": Meaning("no backend offers this tool, prompt or resource", "list again"),
     "unknown_method": Meaning("the method is not served", "do not send it"),
-    "invalid_params": Meaning("the parameters do not have the form that the method demands", "fix the request"),
+    "invalid_params": Meaning("the parameters are invalid for the method", "fix the request"),
     "denied": Meaning(
         "the key may not use this name; the client sees the same answer as for `unknown_name`",
         "see `access` and `views`",
     ),
     "revoked": Meaning("the key was revoked while it was in use", "get a new key"),
     "busy": Meaning(
-        "a queue, rate limit or concurrency limit is full, or too much waits for clients that do not read",
+        "a queue, rate limit or concurrency limit is full, or too many bytes wait for slow clients",
         "retry, after `retryAfterMs` where it is given",
     ),
     "gateway_loop": Meaning(
-        "the client is reached through this gateway itself, or through more than three gateways",
+        "the client connects through this gateway itself, or through more than three gateways",
         "remove one of the servers that the message names",
     ),
     "shutting_down": Meaning("the gateway is draining", "retry against the next process"),
     "gateway_restarted": Meaning(
-        "the gateway that `connect` had started ended with the request in flight, and was started again",
+        "the gateway started by `connect` ended with the request in flight and was restarted",
         "check whether the call took effect before you repeat it",
     ),
     "duplicate_id": Meaning("the client uses the id of a request that is still in flight", "use another id"),
@@ -280,14 +280,14 @@ CODES: Final = {
     "view_not_allowed": Meaning("the key is not for this view", "use a view of the key"),
     "unknown_host": Meaning("the `Host` is not an allowed name of this gateway", "add it to `access.allow_hosts`"),
     "unknown_origin": Meaning("the `Origin` is not an allowed web page", "add it to `access.allow_origins`"),
-    "repeated_header": Meaning("a header that the gateway decides on appears twice", "send it once"),
+    "repeated_header": Meaning("a header that decides access appears twice", "send it once"),
     "authority_unavailable": Meaning(
         "the authorization server cannot be reached, so the token was not checked",
         "retry after `Retry-After`",
     ),
     "invalid_config": Meaning("the config is wrong", "fix what each line names"),
     "unknown_server": Meaning("the config has no server of this name", "see `GET /servers`"),
-    "not_changeable": Meaning("the server can be changed only where its config comes from", "change the file"),
+    "not_changeable": Meaning("the server can only be changed in its config's source", "change the file"),
     "listen_failed": Meaning("the address cannot be bound", "change the option that the message names"),
     "insecure_listen": Meaning(
         "the gateway would be open to a network without credentials",
@@ -301,13 +301,13 @@ CODES: Final = {
     "call_failed": Meaning("program: a call or a list failed; `__cause__` has the error", "as for the cause"),
     "call_timeout": Meaning("program: the call or list took too long", "raise the timeout"),
     "mount_failed": Meaning("program: the application cannot mount the gateway", "change what the message names"),
-    "closed": Meaning("program: the gateway was closed meanwhile", "open another"),
+    "closed": Meaning("program: the gateway was closed during the call", "open another"),
 }
-"""Every code that clients, operators and programs see; those of refusals and of `doctor` too."""
+"""Every code visible to clients, operators and programs, including those of refusals and of `doctor`."""
 
 
 def code_of(problem: BaseException | None) -> str:
-    """Return the code for the end of a start or session; None is an end without an error."""
+    """Return the code for the end of a start or session; None for an end without an error."""
     match problem:
         case GatewayError():
             return problem.code

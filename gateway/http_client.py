@@ -1,9 +1,9 @@
-"""One pooled HTTP client a backend, and what may go wrong with it told in the gateway's own errors.
+"""Pooled HTTP client of one backend, with library errors translated into gateway errors.
 
-The only module that touches httpx2, which costs 0.1 s to import: the HTTP transports are imported when a backend has
-a `url`, never for stdio alone. Invariant: whatever ends an exchange (answer, error, cancellation), its connection goes
-back to the pool or is closed before `exchange` returns. No redirect leaves the origin, since headers and credentials
-were given for that origin.
+The only module that uses httpx2, which takes 0.1 s to import: the HTTP transports are imported only if a backend has a
+`url`. Invariant: however an exchange ends (response, error, cancellation), its connection returns to the pool or is
+closed before `exchange` returns. Redirects to another origin are not followed, since headers and credentials are meant
+for the configured origin.
 """
 
 from __future__ import annotations
@@ -32,33 +32,34 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
 
 SPARE_CONNECTIONS: Final = 2
-"""Connections beyond `max_concurrency`: one for the stream that stays open, one for all that is no call."""
+"""Connections beyond `max_concurrency`: one for the standalone stream, one for everything but calls."""
 KEEP_ALIVE: Final = 4.0
-"""Seconds that an idle connection is kept: common servers close theirs after 5, and a request must not meet that."""
+"""Seconds until an idle connection is closed: common servers close theirs after 5, which must not race with a
+request."""
 MAX_REDIRECTS: Final = 5
-"""Redirects of one request; within one origin more can only be a circle."""
+"""Limit of redirects for one request; more within one origin are a loop."""
 MAX_COOKIES: Final = 50
-"""Cookies kept for a backend (RFC 6265, 6.1). One that sets more, or more bytes, loses them all and starts again."""
+"""Limit of cookies for a backend (RFC 6265, 6.1). Beyond it, or beyond the limit of bytes, all are cleared."""
 MAX_COOKIE_BYTES: Final = 16_384
-"""Bytes of their names and values; no server takes a longer header."""
+"""Limit of bytes in cookie names and values; servers reject longer headers."""
 MAX_ERROR_BYTES: Final = 65_536
-"""How much of an error response's body is read."""
+"""Limit of bytes read from an error response's body."""
 SEE_OTHER: Final = 303
 PENDING: Final = "gateway.pending"
-"""The key in a request's `extensions` under which `auth` finds the call that it carries, or None."""
+"""Key in a request's `extensions` for the pending call that it carries, or None; read by `auth`."""
 MAX_TEXT: Final = 200
-"""Characters of a library's error text that are shown."""
+"""Maximum length of a library's error text in messages."""
 
 PIECE_BYTES: Final = 65_536
-"""Most bytes that are decompressed at once: what a body may grow to is bounded by its reader, piece by piece."""
+"""Bytes decompressed in one step: the reader bounds the size of the body after each piece."""
 _NO_CODING: Final = frozenset({"", "identity", "none", "utf-8", "utf8"})
-"""Content codings that are none; some servers name a charset there."""
+"""Values that mean no content coding; some servers send a charset there."""
 _GZIP_WINDOW: Final = zlib.MAX_WBITS | 16
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZLIB_HEADER: Final = 2
 
 MAX_RETRY_AFTER: Final = 1e9
-"""Seconds; no server means a longer time."""
+"""Upper bound in seconds; longer times are not meant seriously."""
 _PROXY_LOGIN: Final = 407
 _BUSY: Final = frozenset({429, 503})
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
@@ -66,13 +67,13 @@ _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
 HeaderList = list[tuple[bytes, bytes]]
 AnyHeaders = HeaderList | httpx2.Headers
 
-# Its INFO lines show whole URLs and its DEBUG lines whole headers: keys travel in both.
+# Its INFO lines show whole URLs and its DEBUG lines whole headers: both may contain keys.
 for _name in ("httpx2", "httpcore2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class HttpRefused(BackendProtocol):
-    """The server answered with an HTTP status that carries no MCP answer."""
+    """The server answered with an HTTP status without an MCP response."""
 
     code: ClassVar[str] = "backend_http_error"
 
@@ -85,15 +86,15 @@ class HttpRefused(BackendProtocol):
 
 
 class BodyTooLong(Exception):
-    """A response's body is longer than allowed."""
+    """The response's body exceeds the limit."""
 
 
 @functools.cache
 def _tls(ca_file: str | None, client_cert: str | None, client_key: str | None) -> ssl.SSLContext:
-    """The trust and the identity for one kind of server; loaded once, since that takes 15 ms.
+    """Return the TLS context for these files; cached, since loading takes 15 ms.
 
-    Without `ca_file` the system's trust, or that of SSL_CERT_FILE and SSL_CERT_DIR. OSError (ssl.SSLError) for files
-    that cannot be read or do not fit together.
+    Without `ca_file` it uses the system's trust store, or SSL_CERT_FILE and SSL_CERT_DIR. Raises OSError (ssl.SSLError)
+    for files that are unreadable or do not match.
     """
     context = httpx2.create_ssl_context() if ca_file is None else ssl.create_default_context(cafile=ca_file)
     if client_cert is not None:
@@ -108,16 +109,16 @@ class HttpClient:
         self._client = client
         self._backend = config.name
         self.proxy = proxy
-        """The variable that names the proxy on the way; empty if there is none."""
+        """The environment variable of the proxy in use; empty if there is none."""
         self.url = httpx2.URL(config.url or "")
-        """Where requests go; a permanent redirect within the origin moves it."""
+        """The URL of requests; updated by a permanent redirect within the origin."""
         self.base_headers: HeaderList = [(name.encode(), value.encode()) for name, value in config.headers.items()]
         if not any(name.lower() == b"user-agent" for name, _ in self.base_headers):
             self.base_headers.append((b"user-agent", b"trio-mcp-gateway"))
         # Compression costs time and delays events.
         self.base_headers.append((b"accept-encoding", b"identity"))
         timeout = config.connect_timeout
-        # Reading has no timeout of its own: calls end by their deadline, and streams may be silent for hours.
+        # No read timeout: calls end at their deadline, and streams may be silent for hours.
         self._timeout = {"connect": timeout, "write": timeout, "read": None, "pool": None}
 
     @asynccontextmanager
@@ -134,13 +135,13 @@ class HttpClient:
 
         `pending` is the call that it carries: `auth` may ask that call's client to log in.
 
-        `headers` are all there are, `base_headers` included. Leave the block only when the body has ended or by
+        `headers` are the complete headers, `base_headers` included. Leave the block only when the body has ended or by
         cancellation, never by `break` out of the body: its nested generators would be left to the garbage collector.
 
         Raises:
             BackendUnavailable: the request was not sent.
-            BackendExited: the connection broke after it may have been sent, before the response's head or in its body.
-            BackendProtocol: a redirect that is not followed, or a response that is no HTTP.
+            BackendExited: the connection broke after the request may have been sent, before or within the response.
+            BackendProtocol: a redirect that is not followed, or an invalid HTTP response.
         """
         with _Translated(self._backend, self.proxy):
             response = await self._send(method, headers, content, url, pending)
@@ -164,7 +165,7 @@ class HttpClient:
         for _ in range(MAX_REDIRECTS + 1):
             extensions = {"timeout": self._timeout, PENDING: pending}
             request = httpx2.Request(method, target, headers=headers, content=content, extensions=extensions)
-            if jar := self._client.cookies.jar:  # load balancers keep a session at its server by cookie
+            if jar := self._client.cookies.jar:  # load balancers pin sessions by cookie
                 if len(jar) > MAX_COOKIES or sum(len(one.name + (one.value or "")) for one in jar) > MAX_COOKIE_BYTES:
                     jar.clear()
                 self._client.cookies.set_cookie_header(request)
@@ -172,7 +173,7 @@ class HttpClient:
             if response.status_code == _PROXY_LOGIN and self.proxy:
                 with trio.move_on_after(CLOSE_WAIT, shield=True):
                     await response.aclose()
-                text = f"cannot be reached{via(self.proxy)}: it asks for a user name and password (HTTP 407)"
+                text = f"cannot be reached{via(self.proxy)}: the proxy requires a user name and password (HTTP 407)"
                 raise BackendUnavailable(self._backend, text)
             if not response.has_redirect_location:
                 if permanent and target is not self.url:
@@ -187,14 +188,16 @@ class HttpClient:
                 where = f"{target.scheme}://{target.netloc.decode('ascii', 'replace').rpartition('@')[2]}"
                 text = f"redirects to another origin, {where} (HTTP {status}), which is not followed; check 'url'"
                 raise HttpRefused(self._backend, text, status)
-            # The method stays: a POST that became a GET says nothing.
+            # The method is kept: a POST turned into a GET would lose its body.
             if status == SEE_OTHER or target.userinfo != source.userinfo:
-                raise HttpRefused(self._backend, f"answered with a redirect that is no answer (HTTP {status})", status)
-        raise BackendProtocol(self._backend, f"redirects in a circle, or more than {MAX_REDIRECTS} times")
+                raise HttpRefused(
+                    self._backend, f"answered with a redirect that cannot be followed (HTTP {status})", status
+                )
+        raise BackendProtocol(self._backend, f"redirects in a loop or more than {MAX_REDIRECTS} times")
 
 
 def same_origin(one: httpx2.URL, other: httpx2.URL) -> bool:
-    """Whether both have the same scheme, host and port."""
+    """Return whether both URLs have the same scheme, host and port."""
     return (one.scheme, one.host, port_of(one)) == (other.scheme, other.host, port_of(other))
 
 
@@ -205,7 +208,7 @@ async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None
     limits = httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEP_ALIVE)
     try:
         tls = _tls(config.ca_file, config.client_cert, config.client_key)
-        # Redirects stay within the origin, so that the first address decides for all.
+        # Redirects stay within the origin, so the choice of proxy holds for all requests.
         choice = None if config.unix_socket is not None else find_proxy(httpx2.URL(config.url or ""))
         if choice is None:
             transport = httpx2.AsyncHTTPTransport(uds=config.unix_socket, verify=tls, limits=limits)
@@ -227,7 +230,7 @@ async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None
 
 
 class _Translated:
-    """Turns the library's errors into the gateway's; a class, since a generator would cost each call twice as much."""
+    """Translates the library's errors; a class, since a generator would double the cost for each call."""
 
     __slots__ = ("_backend", "_proxy")
 
@@ -244,11 +247,11 @@ class _Translated:
 
 
 def explain(backend: str, problem: Exception, proxy: str = "") -> BackendError:
-    """The gateway's own error for one of the library's; `proxy` is the variable that names the proxy on the way."""
+    """Return the gateway error for a library error; `proxy` is the environment variable of the proxy in use."""
     text = _brief(problem)
     match problem:
         case httpx2.ConnectTimeout():
-            text = "connecting takes longer than connect_timeout"
+            text = "connecting took longer than connect_timeout"
             return BackendUnavailable(backend, f"cannot be reached{via(proxy)}: {text}")
         case httpx2.ConnectError() | httpx2.ProxyError() | httpx2.PoolTimeout() | httpx2.UnsupportedProtocol():
             return BackendUnavailable(backend, f"cannot be reached{via(proxy)}: {text}")
@@ -259,11 +262,11 @@ def explain(backend: str, problem: Exception, proxy: str = "") -> BackendError:
         case httpx2.DecodingError():
             return BackendProtocol(backend, text)
         case _:
-            return BackendProtocol(backend, f"does not speak HTTP as it should: {text}")
+            return BackendProtocol(backend, f"violated HTTP: {text}")
 
 
 def _brief(problem: BaseException) -> str:
-    """The error's text, or its cause's if it has none: TLS problems come wrapped in errors without text."""
+    """Return the error's text, or its cause's if it has none, as with wrapped TLS errors."""
     seen: BaseException | None = problem
     while seen is not None:
         if text := str(seen).strip():
@@ -273,24 +276,24 @@ def _brief(problem: BaseException) -> str:
 
 
 def media_type(response: httpx2.Response) -> str:
-    """The response's media type in lower case, without parameters."""
+    """Return the response's media type in lower case, without parameters."""
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class Undecodable(httpx2.DecodingError):
-    """A body that cannot be decoded as its Content-Encoding demands."""
+    """A body that does not match its Content-Encoding."""
 
 
 class BodyDecoder:
     """Decodes one body by its Content-Encoding (RFC 9110, 8.4), in pieces of at most `PIECE_BYTES`.
 
-    The gateway asks for no compression, but some servers and edges compress all the same. Only gzip and deflate are
+    The gateway requests no compression, but some servers and proxies compress anyway. Only gzip and deflate are
     decoded; a body of any other coding raises `Undecodable` with its first bytes, so that an empty one passes.
     """
 
     def __init__(self, header: str) -> None:
         self.coding: str | None
-        """`gzip` or `deflate`, empty where nothing is to be decoded, None where the gateway cannot decode it."""
+        """`gzip` or `deflate`; empty without a coding, None if unsupported."""
         match [coding for part in header.split(",") if (coding := part.strip().lower()) not in _NO_CODING]:
             case []:
                 self.coding = ""
@@ -306,7 +309,7 @@ class BodyDecoder:
 
     @property
     def complete(self) -> bool:
-        """Whether the body may end here."""
+        """True if the body may end here."""
         return not self._pending and (self._inflater is None or self._inflater.eof)
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -321,7 +324,9 @@ class BodyDecoder:
         try:
             yield from self._inflate()
         except zlib.error as exc:
-            raise Undecodable(f"answered with a body that is not {self.coding}, its Content-Encoding: {exc}") from None
+            raise Undecodable(
+                f"answered with a body that is not {self.coding} as its Content-Encoding says: {exc}"
+            ) from None
 
     def _inflate(self) -> Iterator[bytes]:
         piece = b""
@@ -337,7 +342,7 @@ class BodyDecoder:
                 self._inflater = zlib.decompressobj(window)
             elif self._inflater.eof:
                 if self.coding != "gzip" or not self._pending.startswith(_GZIP_MAGIC):
-                    self._pending = b""  # padding behind the data
+                    self._pending = b""  # padding after the data
                     return
                 self._inflater = zlib.decompressobj(_GZIP_WINDOW)  # another member (RFC 1952, 2.2)
             piece = self._inflater.decompress(self._pending, PIECE_BYTES)
@@ -347,19 +352,19 @@ class BodyDecoder:
 
 
 async def read_pieces(response: httpx2.Response, take: Callable[[bytes], None]) -> bool:
-    """Call `take` with each decoded piece of the body; return whether its coding came to its end.
+    """Call `take` with each decoded piece of the body; return whether the encoded data was complete.
 
-    `take` may raise BodyTooLong to have no more read.
+    `take` may raise BodyTooLong to stop reading.
 
     Raises:
         BodyTooLong: `take` raised it. The connection is closed.
-        Undecodable: the body has a Content-Encoding that the gateway does not decode, or is no such body.
+        Undecodable: the Content-Encoding is unsupported or does not match the body.
     """
     header = response.headers.get("content-encoding")
     decoder = None if header is None else BodyDecoder(header)
     problem: BodyTooLong | Undecodable | None = None
     with trio.CancelScope() as scope:
-        # Never leave this loop but by its end or by cancellation: see `HttpClient.exchange`.
+        # Leave this loop only at its end or by cancellation: see `HttpClient.exchange`.
         async for data in response.aiter_raw():
             if problem is not None:
                 continue
@@ -403,7 +408,7 @@ async def read_body(response: httpx2.Response, most: int) -> bytes:
 
 
 def retry_after(response: httpx2.Response) -> float | None:
-    """In how many seconds a busy server wants to be asked again (RFC 9110, 10.2.3); None if it does not say."""
+    """Return the seconds in a Retry-After header (RFC 9110, 10.2.3); None if there is none."""
     value = response.headers.get("retry-after", "").strip() if response.status_code in _BUSY else ""
     if _SECONDS.fullmatch(value):
         return float(value)
@@ -417,6 +422,6 @@ def retry_after(response: httpx2.Response) -> float | None:
 
 
 async def skip_body(response: httpx2.Response) -> None:
-    """Read a body that does not matter, so that its connection can be used again; a long one costs the connection."""
+    """Discard a body so that its connection can be reused; a long body closes the connection instead."""
     with suppress(BodyTooLong, Undecodable):
         await read_body(response, MAX_ERROR_BYTES)

@@ -1,9 +1,9 @@
-"""Masking of secrets in text, by value: those that a config has substituted, and others.
+"""Masking of secrets in text by value: those substituted in a config, and others.
 
-A `Masker` knows a set of values. It finds each as it is, percent-encoded and JSON-escaped, in any mixture of these and
-in any case, also where the text was cut off in the middle of one. Values that overlap are masked as one. `SECRETS`
-belongs to the process: the owner of a config in use holds its secrets there, and every text that the gateway writes
-itself (errors about backends, log lines, listings) is masked with it. Messages between backends and clients never are.
+A `Masker` has a set of values. It finds each one verbatim, percent-encoded and JSON-escaped, in any mixture of these
+and in any case, even if the text was truncated in the middle of one. Overlapping values are masked as one. `SECRETS` is
+process-wide: the owner of a config in use registers its secrets there, and all text that the gateway itself writes
+(errors about backends, log lines, listings) is masked with it. Messages between backends and clients never are.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 MASK: Final = "***"
 MIN_SECRET: Final = 6
-"""Characters of a value that is masked wherever it stands: shorter ones occur by chance."""
+"""Minimum length of a masked value: shorter ones occur by chance."""
 PIECE: Final = 64
-"""Characters of a long value that are looked for at once, so that a part of it is found too."""
+"""Length of the pieces of a long value that are searched for, so that a part of it is found too."""
 MANY_KEYS: Final = 100
-"""Keys of one length from which it is faster to look up each part of a text than to search it for each key."""
+"""Number of keys of one length above which looking up each part of a text is faster than searching for each key."""
 PLAIN: Final = frozenset({
     "127.0.0.1", "critical", "default", "development", "disabled", "enabled", "localhost", "production", "staging",
     "warning",
@@ -29,11 +29,11 @@ PLAIN: Final = frozenset({
 """Common values: masking them protects nothing and makes lines unreadable."""
 _FORMS: Final = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?i:(?<=\bbearer )[\w.~+/=-]{6,})")
 _RUN: Final = re.compile(r"[A-Za-z0-9_.-]+")
-"""Characters that no encoding changes."""
+"""Characters left unchanged by every encoding."""
 _SHORT: Final = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f", '"': '"', "/": "/", "'": "'"}
 _CUT_MARKS: Final = ("'...", '"...', "...", "…")
 _AFTER_CUT: Final = "'\".…)]}>\ufffd"
-"""What may follow the place where a text was cut off, up to its end."""
+"""What may follow a truncation, up to the end of the text."""
 _ESCAPED_AT_MOST: Final = 3
 """Backslashes before an escaped character: a JSON text inside a JSON string inside a `repr`."""
 
@@ -46,13 +46,13 @@ class _Needle:
     def __init__(self, text: str) -> None:
         self._text = text
         self._units: list[tuple[str, ...]] | None = None
-        head = text[:MIN_SECRET]  # where a text is cut off, so much of the value is what counts
+        head = text[:MIN_SECRET]  # at a truncation this much of the value must match
         self.key = max(_RUN.findall(head), key=len, default="").lower()
-        """What stands in every text that holds the value, in lower case; perhaps nothing."""
+        """A lower-case string contained in every text with the value; may be empty."""
         self.is_head = len(self.key) == MIN_SECRET
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where the value stands in a text in lower case; overlapping places too."""
+        """Yield the spans of the value in a lower-case text, overlapping ones too."""
         cut = len(text.rstrip(_AFTER_CUT))
         units = self._units
         if units is None:
@@ -67,11 +67,11 @@ class _Needle:
 
 
 def _match(units: list[tuple[str, ...]], text: str, at: int, cut: int) -> int | None:
-    """Where the value ends that begins here, or, after at least `MIN_SECRET` characters of it, the text's cut.
+    """Return where a value that begins here ends, or the truncation after at least `MIN_SECRET` of its characters.
 
-    `cut` is where the text may have been cut off last; it may hold earlier cuts, with marks.
+    `cut` is where the text may have been truncated last; earlier truncations have marks.
     """
-    places = {at}  # more than one where it is open which backslash belongs to which character
+    places = {at}  # more than one where backslashes are ambiguous
     for count, spellings in enumerate(units):
         following = {at + len(one) for at in places for one in spellings if text.startswith(one, at)}
         if not following:
@@ -83,7 +83,7 @@ def _match(units: list[tuple[str, ...]], text: str, at: int, cut: int) -> int | 
 
 
 def _spellings(part: str) -> tuple[str, ...]:
-    """How one character of a value, or a run of backslashes, may stand in a text in lower case."""
+    """Return the spellings of one character of a value, or of a run of backslashes, in a lower-case text."""
     if part.isascii() and _RUN.fullmatch(part):
         return (part.lower(),)
     if part[0] == "\\":
@@ -99,7 +99,7 @@ def _spellings(part: str) -> tuple[str, ...]:
         escapes.append(f"x{code:02x}")
     if part in _SHORT:
         escapes.append(_SHORT[part])
-    twice = quoted.replace("%", "%25")  # an address in the query of another one
+    twice = quoted.replace("%", "%25")  # a URL in the query of another URL
     found = {_lower(part), quoted, twice, *({"+", "%2b"} if part == " " else set[str]())}
     for slash in ("\\" * count for count in range(1, _ESCAPED_AT_MOST + 1)):
         found.update(slash + escape for escape in escapes)
@@ -110,14 +110,14 @@ def _spellings(part: str) -> tuple[str, ...]:
 
 
 def _lower(text: str) -> str:
-    """The text in lower case, with every character where it was."""
+    """Return the text in lower case without moving any character."""
     if text.isascii():
         return text.lower()
     return "".join(low if len(low := char.lower()) == 1 else char for char in text)
 
 
 def _pieces(value: str) -> Iterator[str]:
-    """What of a value is looked for: whole if it is short, each line of it, and long lines piece by piece."""
+    """Return the parts of a value to search for: a short value whole, each line, and long lines in pieces."""
     value = value.strip()
     found = [value] if len(value) <= PIECE else []
     found += [line.strip() for line in value.splitlines()]
@@ -129,7 +129,7 @@ def _pieces(value: str) -> Iterator[str]:
 
 
 def is_maskable(value: str) -> bool:
-    """Whether a value is long and odd enough to be looked for in texts."""
+    """Return whether a value is long and unusual enough to be masked."""
     return len(value) >= MIN_SECRET and value.lower() not in PLAIN
 
 
@@ -137,7 +137,7 @@ class Masker:
     """Masks a set of values in texts. Immutable."""
 
     def __init__(self, values: Mapping[str, str], known: Masker | None = None) -> None:
-        """Take the values, each with its replacement; what `known` has prepared for the same values is reused."""
+        """Prepare the values, each with its replacement; reuse what `known` has prepared for the same values."""
         lent = {} if known is None else known._needles
         self._needles: dict[str, _Needle] = {}
         self._by_key: dict[str, list[str]] = {}
@@ -152,7 +152,7 @@ class Masker:
         self._key_lengths = sorted(set(map(len, self._by_key)))
 
     def mask(self, text: str) -> str:
-        """Return a text with each value replaced."""
+        """Return the text with each value replaced."""
         if len(text) < MIN_SECRET:
             return text
         lowered = _lower(text)
@@ -170,7 +170,7 @@ class Masker:
         ]
         if not spans:
             return text
-        # Places that touch are one, and one of two values shows neither.
+        # Spans that touch are merged, and a span of two values shows the name of neither.
         spans.sort()
         parts: list[str] = []
         done = 0
@@ -188,7 +188,7 @@ class Masker:
 
 
 def mask_texts(value: object, mask: Callable[[str], str]) -> object:
-    """A value as JSON has it with every text in it but keys masked."""
+    """Return a JSON value with all strings except keys masked."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, dict):
@@ -199,7 +199,7 @@ def mask_texts(value: object, mask: Callable[[str], str]) -> object:
 
 
 class Secrets:
-    """The values that no text of this process may show: those of every config in use."""
+    """The secrets of every config in use, masked in all text of this process."""
 
     def __init__(self) -> None:
         self._held: dict[object, frozenset[str]] = {}
@@ -208,7 +208,7 @@ class Secrets:
         self._lock = threading.Lock()  # several embedded gateways have a thread each
 
     def hold(self, holder: object, values: Iterable[str]) -> None:
-        """Mask these values until `release`; they take the place of what the same holder held before."""
+        """Mask these values until `release`; replaces the previous values of the same holder."""
         with self._lock:
             before, now = self._held.get(holder), frozenset(values)
             self._held[holder] = now
@@ -216,13 +216,13 @@ class Secrets:
                 self._change()
 
     def release(self, holder: object) -> None:
-        """Forget the values of one holder; those that another one holds too stay masked. Safe to repeat."""
+        """Stop masking the values of one holder, except those of other holders. Idempotent."""
         with self._lock:
             self._held.pop(holder, None)
             self._change()
 
     def replace(self, values: Iterable[str]) -> None:
-        """Mask the values of the config of the process as a whole, in place of those before."""
+        """Replace the masked values of the process's own config."""
         self.hold(Secrets, values)
 
     def _change(self) -> None:
@@ -231,18 +231,18 @@ class Secrets:
             self._known, self._masker = known, Masker(dict.fromkeys(known, MASK), self._masker)
 
     def mask(self, text: str) -> str:
-        """Return a text without them and without usual forms of secrets: a user in an address, a bearer token."""
+        """Mask the values and common forms of secrets in a text: user info in a URL, bearer tokens."""
         text = self._masker.mask(text)
         return _FORMS.sub(MASK, text) if "://" in text or "bearer " in text.lower() else text
 
     def mask_briefly(self, text: str, most: int) -> str:
-        """Return at most about so many characters of a text, masked; a longer one ends in `...`."""
+        """Mask a text and truncate it to about `limit` characters, ending in `...`."""
         return self.mask(text if len(text) <= most else f"{text[:most]}...")
 
     def mask_all(self, value: object) -> object:
-        """A value as JSON has it, with every text in it masked; keys stay."""
+        """Return a JSON value with all strings except keys masked."""
         return mask_texts(value, self.mask)
 
 
 SECRETS: Final = Secrets()
-"""Of this process: logging is the process's, too."""
+"""Process-wide, as logging is."""

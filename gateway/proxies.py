@@ -1,8 +1,8 @@
-"""Proxies that the environment names for HTTP, and hosts that are reached without them.
+"""HTTP proxies configured in the environment, and hosts that bypass them.
 
-`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are read as curl reads them, in either case. This machine itself
-is always reached directly, since a proxy has a loopback of its own. Errors name the variable and never show its value,
-which may hold a password.
+`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are read as curl reads them, in upper or lower case. Loopback
+addresses are always reached directly, since a proxy has its own loopback. Errors name the variable but never its value,
+which may contain a password.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]{0,15}", re.IGNORECASE)
 _HOST: Final = re.compile(rb"[A-Za-z0-9._:-]+")
 _MAX_PORT: Final = 65_535
 CLOSE_WAIT: Final = 1.0
-"""Seconds that closing a connection, or saying goodbye, may take while everything around it is being cancelled."""
+"""Seconds that closing a connection may take during cancellation."""
 _PORTS: Final = {"http": 80, "https": 443}
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def port_of(url: httpx2.URL) -> int | None:
-    """Return the port of a URL, that of its scheme if it names none."""
+    """Return the port of a URL, or its scheme's default."""
     return url.port or _PORTS.get(url.scheme)
 
 
@@ -49,25 +49,25 @@ class BadProxy(Exception):
 
 
 class ProxyChoice(msgspec.Struct, frozen=True):
-    """The proxy for a URL, and the variable that names it."""
+    """The proxy for a URL and its environment variable."""
 
     variable: str
     proxy: httpx2.Proxy
 
     def transport(self, tls: ssl.SSLContext, limits: httpx2.Limits) -> httpx2.AsyncHTTPTransport:
-        """Return what sends requests through the proxy. Raises BadProxy."""
+        """Return a transport through the proxy. Raises BadProxy."""
         if not self.proxy.url.scheme.startswith("socks"):
             return httpx2.AsyncHTTPTransport(verify=tls, limits=limits, proxy=self.proxy)
         try:
             socksio = importlib.import_module("socksio")
         except ImportError:
-            text = "it is a SOCKS proxy; install the extra 'socks' (pip install 'trio-mcp-gateway[socks]')"
+            text = "SOCKS proxies require the extra 'socks' (pip install 'trio-mcp-gateway[socks]')"
             raise BadProxy(self.variable, text) from None
         return _SocksTransport(socksio.SOCKSError, verify=tls, limits=limits, proxy=self.proxy)
 
 
 class _SocksTransport(httpx2.AsyncHTTPTransport):
-    """Turns what the SOCKS library raises at invalid replies into the HTTP library's error."""
+    """Translates the SOCKS library's protocol errors into the HTTP library's error."""
 
     def __init__(self, error: type[Exception], **options: Any) -> None:
         super().__init__(**options)
@@ -88,7 +88,7 @@ class _SocksTransport(httpx2.AsyncHTTPTransport):
         except self._errors as exc:
             raise httpx2.ProxyError(f"it does not speak SOCKS5: {exc}", request=request) from exc
         finally:
-            if not served:  # the library leaves connections open whose SOCKS handshake fails
+            if not served:  # the library leaves connections open after a failed SOCKS handshake
                 for stream in opened:
                     with trio.move_on_after(CLOSE_WAIT, shield=True):
                         await stream.aclose()
@@ -97,19 +97,19 @@ class _SocksTransport(httpx2.AsyncHTTPTransport):
 
 @functools.cache
 def _system_trust() -> ssl.SSLContext:
-    """Return the system's trust, loaded once: that takes 15 ms."""
+    """Return the system's trust store; cached, since loading takes 15 ms."""
     return httpx2.create_ssl_context()
 
 
 class EnvironmentTransport(httpx2.AsyncBaseTransport):
-    """Sends each request directly or through the proxy that the environment names for its URL."""
+    """Sends each request directly or through the environment's proxy for its URL."""
 
     def __init__(self) -> None:
         self._tls = _system_trust()
         self._transports: dict[str, httpx2.AsyncHTTPTransport] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request. Raises httpx2.ProxyError for a proxy that cannot be used, as for one that fails."""
+        """Send a request. Raises httpx2.ProxyError for an unusable or failing proxy."""
         try:
             choice = find_proxy(request.url)
             key = "" if choice is None else choice.variable
@@ -129,13 +129,13 @@ class EnvironmentTransport(httpx2.AsyncBaseTransport):
 
 
 def find_proxy(url: httpx2.URL) -> ProxyChoice | None:
-    """Return the proxy that the environment names for a URL, None if it is reached directly. Raises BadProxy."""
+    """Return the environment's proxy for a URL, None for a direct connection. Raises BadProxy."""
     proxies = getproxies()
     scheme = url.scheme if proxies.get(url.scheme) else "all"
     value = proxies.get(scheme, "").strip()
     if not value or is_loopback(url) or is_unspecified(url):
         return None
-    # `NO_PROXY` names hosts, domains, addresses and networks, perhaps with a port.
+    # `NO_PROXY` lists hosts, domains, addresses and networks, optionally with a port.
     if any(_is_named(url, entry) for entry in re.split(r"[\s,]+", proxies.get("no", "").lower()) if entry):
         return None
     wanted = f"{scheme}_proxy"
@@ -160,7 +160,7 @@ def find_proxy(url: httpx2.URL) -> ProxyChoice | None:
 
 
 def proxy_variable(url: httpx2.URL) -> str:
-    """Return the variable that names the proxy for a URL, usable or not; empty if it is reached directly."""
+    """Return the variable of the proxy for a URL, usable or not; empty for a direct connection."""
     try:
         choice = find_proxy(url)
     except BadProxy as exc:
@@ -169,7 +169,7 @@ def proxy_variable(url: httpx2.URL) -> str:
 
 
 def via(variable: str) -> str:
-    """What the errors of a connection say of the proxy that it goes through."""
+    """Return the phrase that names a connection's proxy in errors."""
     return f" through the proxy of {variable}" if variable else ""
 
 
@@ -182,20 +182,20 @@ def _address(host: str) -> Address | None:
 
 
 def is_loopback(url: httpx2.URL) -> bool:
-    """Whether a URL is this machine's own, by its spelling."""
+    """Return whether a URL's host is spelled as a loopback address."""
     host = url.host.rstrip(".").lower()
     address = _address(host)
     return host == "localhost" or host.endswith(".localhost") or (address is not None and address.is_loopback)
 
 
 def is_unspecified(url: httpx2.URL) -> bool:
-    """Whether a URL names the unspecified address, which connects to this machine."""
+    """Return whether a URL's host is the unspecified address, which connects to this machine."""
     address = _address(url.host)
     return address is not None and address.is_unspecified
 
 
 def _is_named(url: httpx2.URL, entry: str) -> bool:
-    """Whether an entry of `NO_PROXY` names the host of a URL."""
+    """Return whether an entry of `NO_PROXY` matches the host of a URL."""
     scheme, separator, rest = entry.partition("://")
     if separator:
         if scheme not in {"all", url.scheme}:

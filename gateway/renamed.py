@@ -1,6 +1,6 @@
-"""Former public names: each works, with a warning, until the release in which it goes.
+"""Former public names: each still works, with a warning, until the release that removes it.
 
-A metric has no entry, since two series for one count would be added up; it is renamed once, as CHANGELOG says.
+Metrics have no entries, since two series for one count would be summed; CHANGELOG announces their renaming.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Rename(NamedTuple):
     former: str
     present: str
     gone_in: str
-    """The release in which the former name goes: two minor releases after the one with the present name."""
+    """The release that removes the former name: two minor releases after the one that renamed it."""
 
 
 RENAMES: Final = (
@@ -53,7 +53,7 @@ def accepts_former_names(method: Callable[P, T]) -> Callable[P, T]:
             if present in kwargs:
                 text = f"{name}() got both {present!r} and its former name {former!r}"
                 raise TypeError(text)
-            text = f"{name}(): the argument {former!r} has been renamed to {present!r}; {former!r} goes in {gone_in}"
+            text = f"{name}(): {former!r} has been renamed to {present!r}; the former name goes in {gone_in}"
             warnings.warn(text, DeprecationWarning, stacklevel=3)
             kwargs[present] = kwargs.pop(former)
 
@@ -75,5 +75,5 @@ def accepts_former_names(method: Callable[P, T]) -> Callable[P, T]:
 
 
 def with_former_fields(document: str, fields: dict[str, object]) -> dict[str, object]:
-    """Return a document's fields with those that were renamed under their former names as well."""
+    """Return a document's fields, with renamed ones under their former names as well."""
     return fields | {each.former: fields[each.present] for each in RENAMES if each.where == document}

@@ -1,8 +1,8 @@
-"""The gateway without a process around it: what is composed, in which order it starts, and in which order it stops.
+"""The composed gateway without its process: its parts, their start order and their stop order.
 
-`gateway.app` runs a `GatewayRuntime` as a process of its own, `gateway.embed.native` inside another program. Stopping
-goes one way, whatever asked for it: refuse new calls, drain, end open streams, stop the frontends, stop all backends at
-once, the audit last.
+`gateway.app` runs a `GatewayRuntime` as a process of its own, `gateway.embed.native` inside another program. The
+shutdown order is always the same: refuse new calls, drain, end open streams, stop the frontends, stop all backends
+concurrently, and the audit last.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ if TYPE_CHECKING:
     from gateway.supervisor.fleet import Applied
 
 CLOSE_GRACE: Final = 2.0
-"""Seconds that frontends get to write their last responses and close, once all calls have ended."""
+"""Seconds for frontends to write their last responses and close, once all calls have ended."""
 FORCED_GRACE: Final = 0.25
-"""The same after `stop_now`: enough for a client that reads, too short for one that does not to be in the way."""
+"""The same after `stop_now`: enough for a client that reads, short enough not to be delayed by one that does not."""
 
 MAX_DEPTH: Final = 3
-"""Gateways that may have started one another; a config that writes another one for each start ends here."""
+"""Limit of nested gateways; stops a config that writes another one for each start."""
 
 log = logging.getLogger("gateway.runtime")
 
 
 class Lineage(msgspec.Struct, frozen=True):
-    """The gateways that have started one another, the outermost first: their names, and the configs that they serve.
+    """The chain of gateways that started one another, outermost first: their names and configs.
 
-    A child finds it in its environment. A gateway that starts itself would do so without end.
+    A child reads it from its environment. Without it, a gateway that starts itself would recurse forever.
     """
 
     names: tuple[str, ...] = ()
@@ -68,24 +68,24 @@ class Lineage(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Lineage:
-        """The gateways that have started this process."""
+        """Return the gateways that have started this process."""
         try:
             return msgspec.json.decode(environ.get(GATEWAYS_VARIABLE, "{}"), type=cls)
         except jsonrpc.UNDECODABLE:
             return cls()
 
     def check(self, config: Path) -> None:
-        """Raise ConfigError if a gateway with this config would start itself, or is too deep within others."""
+        """Raise ConfigError if a gateway with this config would start itself or is nested too deeply."""
         path = str(config.resolve())
         way = " -> ".join((*self.configs, path))
         if path in self.configs:
-            text = f"{config}: a gateway with this config has started this one ({way}); remove that server from it"
+            text = f"{config}: started by a gateway with the same config ({way}); remove that server from it"
             raise ConfigError([text])
         if len(self.configs) >= MAX_DEPTH:
-            raise ConfigError([f"{config}: {len(self.configs)} gateways have started one another already ({way})"])
+            raise ConfigError([f"{config}: {len(self.configs)} gateways are already nested ({way})"])
 
     def with_own(self, name: str, source: str) -> Lineage:
-        """The same with a gateway of this name; `source` is the path of its config, where it is a file."""
+        """Return the chain extended by this gateway; `source` is the path of its config, if it is a file."""
         path = Path(source)
         configs = (*self.configs, str(path.resolve())) if path.exists() else self.configs
         return Lineage((*self.names, f"{name}#{secrets.token_hex(4)}"), configs)
@@ -96,10 +96,10 @@ class GatewayRuntime:
 
     Args:
         config: the configuration to start with.
-        guard: starts the child processes, and ends them.
-        store: the state directory; None keeps nothing.
-        opener: opens backend sessions, in place of a `SessionOpener`.
-        fetch: asks an authorization server, in place of HTTP.
+        guard: starts and ends the child processes.
+        store: the state directory; None stores nothing.
+        opener: opens backend sessions (default: a `SessionOpener`).
+        fetch: sends requests to an authorization server (default: over HTTP).
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class GatewayRuntime:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> bool:
-        """Serve until `stop`, then stop; return whether all calls ended within the grace.
+        """Serve until `stop`, then shut down; return whether all calls ended within the grace period.
 
         `start_frontends` is awaited once the fleet runs; it calls `start_frontend`. Secrets stay masked until
-        `forget_secrets`, for what is logged of the end may hold them.
+        `forget_secrets`, since log lines about the shutdown may contain them.
         """
         self._mask_and_audit(self.fleet.config)
         async with trio.open_nursery() as services:
@@ -169,14 +169,14 @@ class GatewayRuntime:
         return clean
 
     async def start_frontend(self, run: Callable[..., Awaitable[object]], *args: object) -> Any:
-        """Start the task of a frontend; return what it gives to `task_status.started`.
+        """Start the task of a frontend; return the value passed to `task_status.started`.
 
-        It has to end when `closing` is set, and is cancelled when it takes longer than `CLOSE_GRACE`.
+        It must end when `closing` is set, and is cancelled after `CLOSE_GRACE`.
         """
         return await self._frontends_nursery.start(run, *args)
 
     def stop(self) -> None:
-        """Begin to stop, in the order above. Safe to repeat."""
+        """Begin the shutdown. Idempotent."""
         self.router.refuse_new()
         self.stopping.set()
 
@@ -185,11 +185,11 @@ class GatewayRuntime:
         self.stop()
         self._guard.force_stop()
         self.router.stop_draining()
-        if self.closing.is_set():  # before that the drain, which ends now, sets the deadline
+        if self.closing.is_set():  # until then the drain, which ends now, sets the deadline
             self._limit_close(FORCED_GRACE)
 
     async def apply(self, config: Config, *, restart: Container[str] = ()) -> Applied:
-        """Put a configuration in the place of the present one; see `Fleet.apply`.
+        """Replace the configuration; see `Fleet.apply`.
 
         Settings that apply only at the next start keep their values.
 
@@ -210,7 +210,7 @@ class GatewayRuntime:
             return applied
 
     def forget_secrets(self) -> None:
-        """Mask the secrets of the configuration no longer. Safe to repeat."""
+        """Stop masking the configuration's secrets. Idempotent."""
         SECRETS.release(self)
 
     def _mask_and_audit(self, config: Config) -> None:
@@ -222,7 +222,7 @@ class GatewayRuntime:
         scope.deadline = min(scope.deadline, trio.current_time() + grace)
 
     def _end_calls(self, principal: Principal) -> None:
-        """End what is kept for a principal outside of the frontends, after its sessions (`Access`)."""
+        """End a principal's state outside the frontends, after its sessions (`Access`)."""
         self.suspended_calls.close_of(principal.name)
         self.router.cut_off(principal)
         self.fleet.client_gone(principal.name)

@@ -1,10 +1,11 @@
 """The state directory: last-good catalogs, tokens and sockets. Atomic files of mode 0600 in a directory of mode 0700.
 
-Whoever can write it could grant themselves the admin token or replace a login. So a directory or file that other users
-can write, or that belongs to one, is not used: `check` says so with the fix, and reading or writing raises OSError.
+A user who can write to it could grant themselves the admin token or replace a login. A directory or file that belongs
+to another user or is writable by others is therefore not used: `check` reports it with the fix, and reading or writing
+raises OSError.
 
-A file that cannot be read, or does not hold what it should, counts as absent: state makes starting quicker, it is never
-needed. All methods do blocking I/O; whoever calls them in a loop does so in a thread.
+An unreadable or invalid file counts as absent: state speeds up the start but is never required. All methods do blocking
+I/O; call them in a thread from a loop.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ if TYPE_CHECKING:
 
 ENVIRONMENT: Final = "MCP_GATEWAY_STATE_DIR"
 FORMAT: Final = 1
-"""Version of the catalog files; another one counts as absent."""
+"""Version of the catalog files; a file of another version counts as absent."""
 OVERDUE: Final = Listing()
-"""In place of a catalog: the server has never listed anything, and a client has waited for it in vain."""
+"""Marker in place of a catalog: the server has never listed anything, and a client's wait for it timed out."""
 OVERDUE_FORMAT: Final = 0
-"""Stands where the version does in the file of such a server."""
+"""Takes the place of the version in such a server's file."""
 TOKEN_BYTES: Final = 32
 """Random bytes of a token."""
 MIN_TOKEN: Final = 16
-"""Characters of a token; a shorter one is none that was made here, or was cut off."""
+"""Minimum length of a token; a shorter one was made elsewhere or truncated."""
 NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 """A larger file is not ours and is not read."""
 
 ERA_MAX_AGE: Final = 7 * 86_400.0
-"""Seconds for which an era record holds: a server may learn another era without a new version of its own."""
+"""Seconds for which an era record is valid: a server may gain an era without changing its version."""
 
 log = logging.getLogger("gateway.store")
 
@@ -74,16 +75,16 @@ _catalogs = msgspec.json.Decoder(_CatalogFile)
 
 
 class EraRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What opening a session with a server has found."""
+    """Result of opening a session with a server."""
 
     era: Era
     """The era that was used."""
     version: str
     """The protocol version that was agreed on."""
     asked: str
-    """The version that `initialize` named; empty in the modern era."""
+    """The version requested in `initialize`; empty in the modern era."""
     offered: tuple[str, ...]
-    """The protocol versions that the server offers, as far as they are known."""
+    """The protocol versions that the server offers, as far as known."""
     transport: str
     server_info: msgspec.Raw
     at: float
@@ -97,7 +98,7 @@ class EraRecord(msgspec.Struct, frozen=True, kw_only=True):
         return eras_of(self.offered, self.era)
 
     def may_offer(self, era: Era) -> bool:
-        """Whether it is worth trying to open a session in this era."""
+        """Return whether opening a session in this era is worth trying."""
         return era in self.eras or (era is Era.LEGACY and not self.refuses_legacy)
 
 
@@ -111,7 +112,7 @@ _eras = msgspec.json.Decoder(_EraFile)
 
 
 def eras_of(offered: Collection[str], used: Era) -> list[Era]:
-    """The eras of some protocol versions; the one that was used is among them in any case."""
+    """Return the eras of the protocol versions, always including the one in use."""
     found = {used}
     if any(version in LEGACY_VERSIONS for version in offered):
         found.add(Era.LEGACY)
@@ -121,13 +122,13 @@ def eras_of(offered: Collection[str], used: Era) -> list[Era]:
 
 
 def era_digest(config: ServerConfig) -> str:
-    """A digest of a server's command line or URL, and of what the config says of its era and transport."""
+    """Return a digest of a server's command line or URL and of its era and transport settings."""
     parts = [config.command, config.args, config.cwd, config.url, config.unix_socket]
     return hashlib.sha256(jsonrpc.encode([*parts, config.era, config.transport])).hexdigest()[:16]
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
-    """Where state is kept unless told otherwise (XDG Base Directory Specification, `XDG_STATE_HOME`)."""
+    """Return the default state directory (XDG Base Directory Specification, `XDG_STATE_HOME`)."""
     if environ.get(ENVIRONMENT):
         return Path(environ[ENVIRONMENT])
     base = environ.get("XDG_STATE_HOME")
@@ -135,9 +136,10 @@ def default_directory(environ: Mapping[str, str]) -> Path:
 
 
 def find_exposure(found: os.stat_result) -> str | None:
-    """Return how another user can write what `found` describes, or None.
+    """Return how another user can write the file that `found` describes, or None.
 
-    As for ssh, root is no other user, but any group is: also one with a single member, which another may join.
+    As in ssh, root does not count as another user, but any group does, even one with a single member, since others may
+    join it.
     """
     if not hasattr(os, "geteuid"):
         return None  # Windows: the access list of the user's profile decides
@@ -160,14 +162,15 @@ def check_exposure(path: Path, subject: str, found: os.stat_result) -> None:
 def read_plain(path: Path, most: int | None = None) -> bytes:
     """Read a file of the state directory.
 
-    Raises OSError, also for a symbolic link, what is no plain file, has over `most` bytes, or can be written by others.
+    Raises OSError, also for a symbolic link, anything but a regular file, one over `most` bytes, or one that others can
+    write.
     """
-    # Not blocking: opening a pipe must not hold up the gateway until somebody writes into it.
+    # Non-blocking: opening a pipe would otherwise block until it has a writer.
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | NO_FOLLOW)
     with os.fdopen(fd, "rb") as file:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "no plain file", str(path))
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         check_exposure(path, "file", found)
         if found.st_size > (MAX_FILE_BYTES if most is None else most):
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
@@ -176,7 +179,7 @@ def read_plain(path: Path, most: int | None = None) -> bytes:
 
 def _note_unreadable(what: str, backend: str, problem: Exception) -> None:
     extra = {"event": "cache_unreadable", "backend": backend}
-    log.warning("%s of %r is unreadable and is left out: %s", what, backend, problem, extra=extra)
+    log.warning("ignoring %s of %r: %s", what, backend, problem, extra=extra)
 
 
 class Store:
@@ -186,7 +189,7 @@ class Store:
         self.directory = directory
 
     def check(self) -> None:
-        """Raise ConfigError if other users can write the directory; one that is not there yet will be private."""
+        """Raise ConfigError if other users can write the directory; a missing one will be created private."""
         try:
             self._check()
         except PermissionError as exc:
@@ -194,11 +197,11 @@ class Store:
                 text = f"{exc}, or choose another directory, such as a new one inside it (--state-dir, {ENVIRONMENT})"
                 raise ConfigError([text]) from None
         except OSError:
-            pass  # it cannot be used at all, which each use of it reports
+            pass  # unusable, which every use of it reports
 
     def _check(self) -> None:
-        # Not the parents: who can write one can put a directory of their own in the place of this, but its owner tells.
-        # Volumes of containers are often open to all, and a directory inside one must do.
+        # Not the parents: a user who can write one can replace this directory, but the owner check reveals it. Volumes
+        # of containers are often open to all, and a directory inside one must do.
         place = Path(os.path.abspath(self.directory))  # ruff: ignore[os-path-abspath] - `resolve` would follow the link
         target = place.resolve()
         for path in dict.fromkeys((place, target)):
@@ -213,7 +216,7 @@ class Store:
                     check_exposure(Path(entry.path), "directory", entry.stat())
 
     def load_catalog(self, config: ServerConfig) -> Listing | None:
-        """What this server listed last, under the same configuration, or `OVERDUE`; None if that is not known."""
+        """Return the server's last lists under the same configuration, or `OVERDUE`; None if unknown."""
         path = self._catalog_path(config)
         try:
             found = jsonrpc.read(_catalogs, read_plain(path))
@@ -242,7 +245,7 @@ class Store:
         )
 
     def save_catalog(self, config: ServerConfig, listing: Listing) -> None:
-        """Keep what a server lists, or `OVERDUE`. Raises OSError."""
+        """Save a server's lists, or `OVERDUE`. Raises OSError."""
         entries = {
             kind.name: [_CatalogItem(item.own, msgspec.Raw(item.raw), item.era) for item in items]
             for kind, items in listing.items.items()
@@ -254,7 +257,7 @@ class Store:
         self.write(self._catalog_path(config), jsonrpc.encode(content))
 
     def load_era(self, config: ServerConfig) -> EraRecord | None:
-        """What opening this server's session has found last; None if that is not known."""
+        """Return the last era record of this server; None if unknown."""
         try:
             found = jsonrpc.read(_eras, read_plain(self._era_path(config)))
         except FileNotFoundError:
@@ -265,13 +268,13 @@ class Store:
         return found.record if found.format == FORMAT and found.server == config.name else None
 
     def save_era(self, config: ServerConfig, record: EraRecord | None) -> None:
-        """Keep what was found of a server; None removes it. Raises OSError."""
+        """Save a server's era record; None removes it. Raises OSError."""
         path = self._era_path(config)
         if record is None:
             path.unlink(missing_ok=True)
             return
         self.write(path, jsonrpc.encode(_EraFile(FORMAT, config.name, record)))
-        for other in path.parent.glob("*.json"):  # those of command lines that are not used any more
+        for other in path.parent.glob("*.json"):  # records of former command lines
             with contextlib.suppress(OSError):
                 if other.stat().st_mtime < record.at - ERA_MAX_AGE:
                     other.unlink()
@@ -286,7 +289,7 @@ class Store:
             raise
 
     def _write_new(self, directory: Path, data: bytes) -> Path:
-        """Write a file under a new name that cannot be guessed; mkstemp uses O_EXCL, O_NOFOLLOW and mode 0600."""
+        """Write a file under a new unguessable name; mkstemp uses O_EXCL, O_NOFOLLOW and mode 0600."""
         self.make(directory)
         fd, name = tempfile.mkstemp(dir=directory, prefix=".new-")
         try:
@@ -298,12 +301,12 @@ class Store:
         return Path(name)
 
     def overlay_path(self, config: Path) -> Path:
-        """Where the changes are kept that the management API has made over one config file."""
+        """Return the file of the management API's changes to one config file."""
         digest = hashlib.sha256(os.fsencode(config.absolute())).hexdigest()[:16]
         return self.directory / "changes" / f"{digest}.json"
 
     def admin_token(self) -> str:
-        """The token of the management API, made at the first start; gateways that start at once get one and the same.
+        """Return the token of the management API, created at the first start; concurrent starts share one token.
 
         Raises OSError.
         """
@@ -312,18 +315,18 @@ class Store:
             return self.read_admin_token()
         temporary = self._write_new(self.directory, secrets.token_urlsafe(TOKEN_BYTES).encode() + b"\n")
         try:
-            with contextlib.suppress(FileExistsError):  # another gateway was quicker: its token holds
+            with contextlib.suppress(FileExistsError):  # another gateway was faster: use its token
                 os.link(temporary, self._token_path)
         finally:
             temporary.unlink(missing_ok=True)
         return self.read_admin_token()
 
     def read_admin_token(self) -> str:
-        """Return the token of the management API. Raises OSError, FileNotFoundError where none was made."""
+        """Return the token of the management API. Raises OSError; FileNotFoundError if there is none."""
         self._check()
         text = read_plain(self._token_path).decode("ascii", errors="replace").strip()
         if len(text) < MIN_TOKEN:
-            raise OSError(errno.EINVAL, f"{self._token_path} holds no token; remove it, and another is made")
+            raise OSError(errno.EINVAL, f"{self._token_path} contains no token; remove it to have a new one made")
         return text
 
     @property
@@ -331,25 +334,25 @@ class Store:
         return self.directory / "admin-token"
 
     def socket_path(self) -> Path:
-        """Where this process' control socket stands; its directory exists then. Raises OSError."""
+        """Return the path of this process's control socket after creating its directory. Raises OSError."""
         self.make(self.directory)
         return self.directory / f"control-{os.getpid()}.sock"
 
     def sockets(self) -> list[Path]:
-        """The control sockets of all gateways that use this directory, those of dead ones included."""
+        """Return the control sockets of all gateways that use this directory, including dead ones."""
         return sorted(self.directory.glob("control-*.sock"))
 
     def make(self, directory: Path) -> None:
-        """Create the state directory, and one in it, of mode 0700. Raises OSError, also if others can write them."""
+        """Create the state directory and one in it, with mode 0700. Raises OSError, also if others can write them."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        directory.mkdir(exist_ok=True, mode=0o700)  # by itself: `parents` would make ours with the umask's mode
-        self._check()  # after it is there: another user may have created it a moment before
+        directory.mkdir(exist_ok=True, mode=0o700)  # separately: `parents` would create ours with the umask's mode
+        self._check()  # after it exists: another user may have created it just before
 
     def _era_path(self, config: ServerConfig) -> Path:
         return self.directory / "eras" / f"{config.name}-{era_digest(config)}.json"
 
     def _catalog_path(self, config: ServerConfig) -> Path:
-        """One file a server and configuration; of the environment only the names count, values are secrets."""
+        """Return the file for one server and configuration; it ignores the values of `env`, which are secrets."""
         parts = [config.name, config.command, config.args, config.cwd, config.public_url, sorted(config.env)]
         digest = hashlib.sha256(jsonrpc.encode(parts)).hexdigest()[:16]
         return self.directory / "catalogs" / f"{config.name}-{digest}.json"

@@ -1,8 +1,8 @@
-r"""Halves of surrogate pairs and byte order marks in JSON text: what msgspec refuses and most parsers take.
+r"""Lone surrogates and byte order marks in JSON text, which msgspec rejects and most parsers accept.
 
-JavaScript writes text that was cut inside an emoji as the escape of half a surrogate pair (`"\ud83d"`, RFC 8259, 8.2),
-and some programs write a byte order mark before a text (8.1). `gateway.jsonrpc` uses this where decoding has failed,
-so that other messages do not pay. Pure.
+JavaScript writes text truncated inside an emoji as the escape of half a surrogate pair (`"\ud83d"`, RFC 8259, 8.2), and
+some programs write a byte order mark before a text (8.1). `gateway.jsonrpc` uses this module only after decoding has
+failed, so that valid messages cost nothing extra. Pure.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ BOM: Final = b"\xef\xbb\xbf"
 _LEADING = re.compile(rb"(?:\s|\xef\xbb\xbf)+")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _MARKS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
-"""Noncharacters, which no text should hold (Unicode 23.7); one that a message does not hold marks its lone escapes."""
+"""Noncharacters, which text should not contain (Unicode 23.7); one absent from the message marks its lone escapes."""
 
 ESCAPE_BYTES: Final = 6
 """Length of an escape with four hexadecimal digits."""
 REPLACEMENT: Final = rb"\ufffd"
 MAX_SURROGATES: Final = 200_000
-"""Escapes of surrogates in one message that are looked at for lone ones (0.1 s); one with more is refused as before."""
+"""Limit of surrogate escapes checked in one message (0.1 s); a message with more is rejected."""
 _LONE = re.compile(r"[\ud800-\udfff]")
 
 
 def masked(text: bytes) -> tuple[bytes, str | None]:
-    """Return JSON that msgspec decodes, and the mark in it for the backslash of each lone escape; None if it has none.
+    """Return JSON that msgspec decodes and the mark that replaces each lone escape's backslash; None if it has none.
 
-    `unmasked` undoes it in what a decoder has made of the result.
+    `unmasked` reverses this in the decoded result.
     """
     unused = (
         mark
@@ -46,7 +46,7 @@ def masked(text: bytes) -> tuple[bytes, str | None]:
 
 
 def unmasked(value: object, mark: str) -> object:
-    """What a decoder has made of a masked message, with the escapes in spans and lone surrogates in strings."""
+    """Return a decoded masked message with the escapes restored in spans and lone surrogates in strings."""
     match value:
         case str():
             return re.sub(mark + "u(....)", lambda found: chr(int(found[1], 16)), value) if mark in value else value
@@ -69,7 +69,7 @@ def unmasked(value: object, mark: str) -> object:
 
 
 def _lone_escapes(data: bytes) -> Iterator[int]:
-    """Where the escapes of surrogates begin that belong to no pair; none at all if there are too many surrogates."""
+    """Return the offsets of unpaired surrogate escapes; none if there are too many surrogates."""
     matches = [match.start() for match in islice(_SURROGATE.finditer(data), MAX_SURROGATES + 1)]
     if len(matches) > MAX_SURROGATES:
         return
@@ -91,7 +91,7 @@ def _lone_escapes(data: bytes) -> Iterator[int]:
 
 
 def _backslashes(data: bytes, end: int) -> int:
-    """How many backslashes stand before a place, in one run."""
+    """Return the number of consecutive backslashes before an offset."""
     begin, step = end, 64
     while begin:
         part = data[max(begin - step, 0) : begin]
@@ -104,7 +104,7 @@ def _backslashes(data: bytes, end: int) -> int:
 
 
 def _marked(data: bytes, places: Iterator[int], mark: bytes, length: int = 1) -> bytes:
-    """The data with a mark for the `length` bytes at each of these places; the very same object if there are none."""
+    """Return the data with a mark for the `length` bytes at each offset; the same object if there are none."""
     parts = bytearray()
     end = 0
     for place in places:
@@ -115,15 +115,15 @@ def _marked(data: bytes, places: Iterator[int], mark: bytes, length: int = 1) ->
 
 
 def find_lone_surrogate(data: bytes) -> int | None:
-    """Where the first escape of half a surrogate pair begins; None if there is none."""
+    """Return the offset of the first lone surrogate escape; None if there is none."""
     return next(_lone_escapes(data), None)
 
 
 def without_lone_surrogates(data: bytes) -> bytes:
-    r"""The same JSON with each lone surrogate escape as `\ufffd`; the very same object if it holds none.
+    r"""Return the JSON with each lone surrogate escape as `\ufffd`; the same object if it has none.
 
-    For what a client is shown in a list or in an answer to `initialize`: one parser that refuses such an escape would
-    lose all of it.
+    For lists and `initialize` results sent to clients: a parser that rejects such an escape would lose the whole
+    message.
     """
     if b"\\ud" not in data and b"\\uD" not in data:
         return data
@@ -131,11 +131,11 @@ def without_lone_surrogates(data: bytes) -> bytes:
 
 
 def text_without_surrogates(text: str) -> str:
-    """A text that can be encoded: lone surrogates become U+FFFD, as in a browser's TextEncoder."""
+    """Return an encodable text: lone surrogates become U+FFFD, as in a browser's TextEncoder."""
     return text if text.isascii() else _LONE.sub("\ufffd", text)
 
 
 def without_bom(data: bytes) -> bytes:
-    """The text without byte order marks before it (and white space, where there is a mark among it)."""
+    """Return the text without leading byte order marks (and the white space around them)."""
     leading = _LEADING.match(data)
     return data[leading.end() :] if leading is not None and BOM in leading[0] else data

@@ -1,3 +1,3 @@
-"""The version of this package: a module of its own, so that what reports it does not import what embeds it."""
+"""The package's version: a separate module, so that reporting it does not import the embedding API."""
 
 VERSION = "0.2.0"

@@ -243,9 +243,9 @@ def test_a_lineage_rejects_cycles_and_excessive_depth(tmp_path: Path) -> None:
         config.write_text("{}", encoding="utf-8")
         lineage = lineage.with_own("g", str(config))
         (tmp_path / f"link-{number}.json").symlink_to(config)
-        with pytest.raises(ConfigError, match="has started this one"):
+        with pytest.raises(ConfigError, match="started by a gateway with the same config"):
             lineage.check(tmp_path / f"link-{number}.json")
-    with pytest.raises(ConfigError, match="3 gateways have started one another"):
+    with pytest.raises(ConfigError, match="3 gateways are already nested"):
         lineage.check(tmp_path / "more.json")
     assert len(lineage.with_own("g", "an inline config").configs) == MAX_DEPTH
     assert len(set(lineage.names)) == MAX_DEPTH
@@ -256,7 +256,7 @@ async def test_a_gateway_that_would_start_itself_is_refused(tmp_path: Path) -> N
     inner = tmp_path / "inner.json"
     inner.write_text(json.dumps({"mcpServers": {"me": serving(inner) | QUICK}}), encoding="utf-8")
     async with run_process([sys.executable, "-m", "gateway", "serve", "--config", str(inner)]) as gateway:
-        line = await gateway.wait_stderr("a gateway with this config has started this one")
+        line = await gateway.wait_stderr("started by a gateway with the same config")
         assert f"{inner} -> {inner}" in line
 
 

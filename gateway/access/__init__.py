@@ -1,5 +1,5 @@
-"""Who may do what: principals, the keys and tokens that prove them, their rules and rates.
+"""Access control: principals, their credentials, rules and rates.
 
-A frontend asks `Access` who sent a request before it does anything else with it; the router asks it whether that
-principal may have one more call. Nothing in here knows JSON-RPC or a frontend.
+A frontend authenticates each request with `Access` before anything else; the router asks `Access` whether the principal
+may start another call. Nothing in this package depends on JSON-RPC or on a frontend.
 """

@@ -1,8 +1,8 @@
-"""What is asked of an authorization server: its metadata, its keys, and what it knows of a token.
+"""Requests to an authorization server: its metadata, its keys and token introspection.
 
-Each request is bounded in time and size, is sent to an address that the config or the server's own metadata names, and
-follows no redirect. A connection of its own for each: they are rare, since answers are kept. What the gateway's clients
-send goes there only as the `token` of an introspection, which is what that is for.
+Each request is bounded in time and size, goes to an address from the config or the server's own metadata, and follows
+no redirect. Each uses its own connection: requests are rare, since answers are cached. Client input is sent only as the
+`token` of an introspection request.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     Fetch = Callable[..., Awaitable[tuple[int, bytes]]]
 
 REQUEST_WAIT: Final = 10.0
-"""Seconds for one request, its answer included: a client waits for it."""
+"""Seconds for one request including its response: a client waits for it."""
 MAX_BODY: Final = 262_144
-"""Bytes of one answer; a set of keys has some thousands."""
+"""Bytes of one response; a key set has a few thousand."""
 WELL_KNOWN: Final = ("/.well-known/oauth-authorization-server{path}", "/.well-known/openid-configuration{path}")
-"""Where metadata are, for an issuer with this path (RFC 8414, 3.1 and 5); the third place is OpenID's own."""
+"""Well-known metadata paths for an issuer with this path (RFC 8414, 3.1 and 5); the third is OpenID's."""
 
 log = logging.getLogger("gateway.access")
 
 
 class AuthorityDown(GatewayError):
-    """The authorization server cannot be asked now; whose fault a token is remains open."""
+    """The authorization server is unavailable, so the token is neither valid nor invalid."""
 
     code: ClassVar[str] = "authority_unavailable"
 
@@ -44,7 +44,7 @@ class AuthorityDown(GatewayError):
 async def fetch(
     method: str, url: str, *, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> tuple[int, bytes]:
-    """Send one request; returns its status and body. Raises AuthorityDown."""
+    """Send one request and return its status and body. Raises AuthorityDown."""
     import httpx2
 
     from gateway.http_client import BodyTooLong, read_body
@@ -67,7 +67,7 @@ async def fetch(
         raise AuthorityDown(text) from None
     except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, BodyTooLong, OSError) as exc:
         proxy = proxy_variable(httpx2.URL(where)) if isinstance(exc, httpx2.TransportError) else ""
-        text = f"{where} cannot be asked{via(proxy)}: {type(exc).__name__}"
+        text = f"{where} cannot be reached{via(proxy)}: {type(exc).__name__}"
         raise AuthorityDown(text) from exc
     finally:
         with trio.move_on_after(CLOSE_WAIT, shield=True):
@@ -82,16 +82,16 @@ class Authority:
         self._send = send
 
     async def keys(self) -> list[dict[str, Any]]:
-        """Its keys, as it has them (RFC 7517). Raises AuthorityDown."""
+        """Return the server's keys (RFC 7517). Raises AuthorityDown."""
         url = self._settings.jwks_url or await self._find_jwks_url()
         keys = self._read(url, *await self._send("GET", url)).get("keys")
         if not isinstance(keys, list):
-            text = f"the keys of {self._settings.issuer} are no key set"
+            text = f"the keys of {self._settings.issuer} are not a key set"
             raise AuthorityDown(text)
         return [key for key in keys if isinstance(key, dict)]  # pyright: ignore[reportUnknownVariableType] - JSON
 
     async def introspect(self, asked: Introspection, token: str) -> dict[str, Any]:
-        """What it says of a token (RFC 7662). Raises AuthorityDown."""
+        """Return the introspection response for a token (RFC 7662). Raises AuthorityDown."""
         headers = {"content-type": "application/x-www-form-urlencoded"}
         if asked.client_id is not None and asked.client_secret is not None:
             pair = f"{quote(asked.client_id, safe='')}:{quote(asked.client_secret, safe='')}"  # RFC 6749, 2.3.1
@@ -101,7 +101,7 @@ class Authority:
         return self._read(asked.url, status, answer)
 
     async def _find_jwks_url(self) -> str:
-        """Return the address of its keys, from its metadata."""
+        """Return the URL of the server's keys, from its metadata."""
         issuer = self._settings.issuer
         parts = urlsplit(issuer)
         path = parts.path.rstrip("/")
@@ -115,14 +115,14 @@ class Authority:
                 continue
             metadata = self._read(url, status, answer)
             keys_url = metadata.get("jwks_uri")
-            # A server that speaks for another issuer must not be believed (RFC 8414, 3.3).
+            # Metadata for another issuer must not be trusted (RFC 8414, 3.3).
             if not is_same_issuer(metadata.get("issuer"), issuer) or not isinstance(keys_url, str):
                 continue
-            # By https, or from this machine where the issuer is there too.
+            # Over https, or on loopback if the issuer is there too.
             is_local = parts.scheme == "http" and urlsplit(keys_url).hostname == parts.hostname
             if keys_url.startswith("https://") or is_local:
                 return keys_url
-        text = f"{issuer} has no metadata that name it and its keys; say 'jwks_url'"
+        text = f"{issuer} has no metadata with its name and keys; set 'jwks_url'"
         raise AuthorityDown(text)
 
     def _read(self, url: str, status: int, answer: bytes) -> dict[str, Any]:
@@ -135,6 +135,6 @@ class Authority:
         except (ValueError, RecursionError):
             members = None
         if not isinstance(members, dict):
-            text = f"{where} answered with something that is no JSON object"
+            text = f"{where} did not answer with a JSON object"
             raise AuthorityDown(text)
         return members  # pyright: ignore[reportUnknownVariableType] - JSON

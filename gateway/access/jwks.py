@@ -1,7 +1,7 @@
-"""The keys of an authorization server, kept: fetched when they are needed, again when they are old.
+"""Cache of an authorization server's keys: fetched on first use and refreshed when stale.
 
-A token that names a key which nobody knows has the keys fetched anew, for servers change them; but not more often than
-every `REFETCH_AFTER` seconds, whatever is sent here. One fetch at a time, and whoever needs it waits for it.
+A token with an unknown key id triggers a refresh, since servers rotate keys, but at most one every `REFETCH_AFTER`
+seconds whatever clients send. There is one fetch at a time, shared by all requests that need it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from gateway.access.authority import Authority
 
 FRESH: Final = 3_600.0
-"""Seconds for which keys are believed; a key that was taken back is used for so long."""
+"""Seconds until the keys are stale; a withdrawn key is still accepted for this long."""
 REFETCH_AFTER: Final = 30.0
-"""Seconds between two fetches, whether the first one succeeded or not."""
+"""Minimum seconds between two fetches, whether or not the first succeeded."""
 MAX_KEYS: Final = 64
-"""Keys that are kept; servers have two or three."""
+"""Limit of cached keys; servers have two or three."""
 _KINDS: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 
 log = logging.getLogger("gateway.access")
@@ -41,10 +41,10 @@ class KeySet:
         self._turn = trio.Lock()
 
     async def find(self, key_id: str | None, algorithm: str) -> PyJWK | None:
-        """The key with which a token is checked that says this of itself; None if there is none.
+        """Return the key for a token with these headers; None if there is none.
 
         Raises:
-            AuthorityDown: no keys are known, and none can be fetched now.
+            AuthorityDown: no keys are cached and none can be fetched.
         """
         if not self._knows(key_id):
             async with self._turn:
@@ -66,7 +66,7 @@ class KeySet:
             try:
                 self._made[key_id, algorithm] = PyJWK(raw, algorithm)
             except PyJWTError as exc:
-                log.warning("a key of the authorization server cannot be used: %s", type(exc).__name__)
+                log.warning("skipping unusable key of the authorization server: %s", type(exc).__name__)
                 self._made[key_id, algorithm] = None
         return self._made[key_id, algorithm]
 
@@ -82,7 +82,7 @@ class KeySet:
         except AuthorityDown as exc:
             if not self._raw:
                 raise
-            log.warning("the keys of the authorization server cannot be fetched, those known go on to hold: %s", exc)
+            log.warning("JWKS refresh failed, using the cached keys: %s", exc)
             return
         usable = [key for key in keys if key.get("use", "sig") == "sig" and key.get("kty") in _KINDS.values()]
         self._raw = {str(key.get("kid", number)): key for number, key in enumerate(usable[:MAX_KEYS])}

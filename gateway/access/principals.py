@@ -1,9 +1,9 @@
-"""A principal: somebody who has proved who it is, for as long as the gateway knows it.
+"""Principals: authenticated identities with their limits and open streams.
 
-One object for each key, and for each subject of a token, kept over requests and reloads: it holds what is counted
-about somebody (rate, calls under way) and the scopes of its open streams. Calls and sessions end by their own tables: a
-scope for each request would cost more than all the rest of this room. Its name is what `Caller.principal` carries, and
-what sessions and suspended calls are bound to.
+There is one object for each key and each token subject, kept across requests and reloads. It holds the principal's
+counters (rate, active calls) and the scopes of its open streams. Calls and sessions are ended through their own tables:
+a scope for each request would cost more than the rest of this package. Its name is in `Caller.principal`; sessions and
+suspended calls are bound to it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from gateway.config.access import Rules
 
 CONCURRENCY_HINT: Final = 1.0
-"""Seconds after which a client is told to try again when too many of its calls are under way: nobody knows better."""
+"""Retry hint in seconds after the concurrency limit; the actual wait is unknown."""
 
 
 class Principal:
-    """Somebody, and what is under way for it."""
+    """An authenticated identity with its active calls and streams."""
 
     __slots__ = ("_bucket", "_visits", "calls", "ended", "identity", "name", "rules")
 
@@ -36,11 +36,11 @@ class Principal:
         self.name = name
         self.rules: Rules = rules
         self.identity = Identity(name, scope_of(rules))
-        """The principal as frontends and calls know it: its name, and what it may see."""
+        """The principal's name and scope, for frontends and calls."""
         self.calls = 0
-        """Calls under way."""
+        """Active calls."""
         self.ended = False
-        """Whether its key was taken away."""
+        """True once its key has been revoked."""
         self._bucket = None if rules.rate_limit is None else TokenBucket(rules.rate_limit)
         self._visits: set[trio.CancelScope] = set()
 
@@ -49,30 +49,30 @@ class Principal:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way for it, so that it may be forgotten."""
+        """True if it has no active calls or streams and may be forgotten."""
         return not self.calls and not self._visits
 
     def update_rules(self, rules: Rules) -> None:
-        """Go by other rules from now on; a rate that stays the same goes on where it is."""
+        """Replace the rules; an unchanged rate limit keeps its state."""
         if rules.rate_limit != self.rules.rate_limit:
             self._bucket = None if rules.rate_limit is None else TokenBucket(rules.rate_limit)
         self.rules = rules
         self.identity = Identity(self.name, scope_of(rules))
 
     def may_use_view(self, view: str | None) -> bool:
-        """Whether it may use the endpoint of this view, None: the gateway's own."""
+        """Return whether it may use the endpoint of this view; None is the gateway's own endpoint."""
         return self.rules.views is None or view in self.rules.views
 
     def identity_at(self, view: str | None, names: NameChoice | None = None) -> Identity:
-        """The principal as it is known at the endpoint of a view; equal ones are the same object, nearly always."""
+        """Return its identity at the endpoint of a view; equal identities are almost always the same object."""
         return self.identity if view is names is None else at_endpoint(self.identity, view, names)
 
     @contextmanager
     def track_stream(self, until: float) -> Generator[trio.CancelScope]:
-        """Serve a stream of it in this block, until then at most, and no longer than its key is good."""
+        """Track a stream served in this block; cancel it at the deadline or when the key is revoked."""
         scope = trio.CancelScope(deadline=until)
         if self.ended:
-            scope.cancel(reason="the key was taken away")
+            scope.cancel(reason="API key revoked")
         self._visits.add(scope)
         try:
             with scope:
@@ -81,44 +81,44 @@ class Principal:
             self._visits.discard(scope)
 
     def end(self) -> None:
-        """Its key was taken away: every open stream of it ends. Safe to repeat."""
+        """Mark the key revoked and end all open streams. Idempotent."""
         self.ended = True
         for scope in self._visits:
-            scope.cancel(reason="the key was taken away")
+            scope.cancel(reason="API key revoked")
 
     def most_sessions(self, most: int) -> int:
-        """How many of its sessions may be open, of so many in all: no single key may shut all others out."""
+        """Return how many of all sessions it may hold, so that one key cannot lock out the others."""
         return self.rules.max_sessions or max(1, most // 2)
 
     def begin_call(self, *, again: bool = False) -> None:
-        """Count one more call; `again` for one that goes on with another, which cannot be refused any more.
+        """Count a call; `again` marks the continuation of an admitted call, which is never refused.
 
         Raises:
-            Busy: it has used up what it may have; `retry_after` says when to try again.
+            Busy: a limit is reached; `retry_after` says when to retry.
         """
         if again:
             self.calls += 1
             return
         most = self.rules.max_concurrency
         if most is not None and self.calls >= most:
-            text = f"{most} calls of {self.name!r} are under way (max_concurrency); try again when one has ended"
+            text = f"{self.name!r} has {most} active calls (max_concurrency); retry when one has ended"
             raise Busy(text, retry_after=CONCURRENCY_HINT)
         if self._bucket is not None and (wait := self._bucket.delay_until_available(trio.current_time())):
-            text = f"{self.name!r} gets no more calls now (rate_limit); try again in {wait:.2f} s"
+            text = f"rate limit for {self.name!r} exceeded (rate_limit); retry in {wait:.2f} s"
             raise Busy(text, retry_after=wait)
         self.calls += 1
 
     def takes_note(self) -> bool:
-        """Whether one more of its notifications may go to a server: they count to its rate as calls do."""
+        """Return whether another notification may be forwarded; notifications count towards the rate limit."""
         return self._bucket is None or not self._bucket.delay_until_available(trio.current_time())
 
     def end_call(self) -> None:
-        """Count one call less."""
+        """Release one call."""
         self.calls -= 1
 
 
 def scope_of(rules: Rules) -> Scope | None:
-    """What somebody may see by these rules; None is everything. Who may use some tools only sees no resources."""
+    """Return the scope that the rules allow; None is everything. Rules for single tools exclude all resources."""
     if rules.servers == rules.tools == ALL:
         return None
     return Scope(servers=rules.servers, tools=rules.tools, prompts=rules.tools, resources=rules.tools == ALL)

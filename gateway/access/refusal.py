@@ -1,4 +1,4 @@
-"""Why a request is refused access, as a value."""
+"""Reasons for refusing a request, as values."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ CODES: Final = (
     "unknown_origin",
     "repeated_header",
 )
-"""Codes of refusals that no error stands behind; the others have the error's code."""
+"""Codes of refusals without an underlying error; the others use the error's code."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """The response to a request without access; `challenge` is its `WWW-Authenticate`, if it has one."""
+    """The response to a refused request; `challenge` is its `WWW-Authenticate` header, if any."""
 
     status: int
     code: str
-    """Names the reason in the response, in the audit and in `gateway.errors.CODES`."""
+    """The reason's name in the response, in the audit and in `gateway.errors.CODES`."""
     text: str
     hint: str = ""
     challenge: str = ""
     retry_after: int | None = None
 
     def encode(self) -> bytes:
-        """The response's body: a JSON-RPC error without an id, with the code as `data.reason`."""
+        """Return the response body: a JSON-RPC error without an id, with the code as `data.reason`."""
         text = f"{self.text}; {self.hint}" if self.hint else self.text
         return jsonrpc.error_response(None, jsonrpc.INVALID_REQUEST, text, jsonrpc.encode({"reason": self.code}))

@@ -1,7 +1,7 @@
 """The gateway as an OAuth 2.1 resource server: its metadata, and the challenges that lead clients to them.
 
-RFC 9728, and 2026-07-28 basic/authorization, "Authorization Server Discovery". Made from the config as it stands there:
-`resource` is compared by clients letter by letter, so no library may spell it anew.
+RFC 9728, and 2026-07-28 basic/authorization, "Authorization Server Discovery". The `resource` is copied from the config
+verbatim: clients compare it character by character, so it must not be normalized.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
 
 def metadata_path(settings: ResourceServer) -> str:
-    """The path of the metadata (RFC 9728, 3.1): the well-known one comes before that of the resource."""
+    """Return the path of the metadata (RFC 9728, 3.1): the well-known path, then that of the resource."""
     return WELL_KNOWN + urlsplit(settings.resource).path.rstrip("/")
 
 
 def metadata_url(settings: ResourceServer) -> str:
-    """Where clients find the metadata."""
+    """Return the URL of the metadata."""
     parts = urlsplit(settings.resource)
     return f"{parts.scheme}://{parts.netloc}{metadata_path(settings)}"
 
 
 def metadata(settings: ResourceServer) -> bytes:
-    """The metadata document (RFC 9728, 2)."""
+    """Return the metadata document (RFC 9728, 2)."""
     document: dict[str, object] = {
         "resource": settings.resource,
         "authorization_servers": [settings.issuer],
@@ -41,7 +41,7 @@ def metadata(settings: ResourceServer) -> bytes:
 
 
 def challenge(settings: ResourceServer, error: str = "") -> str:
-    """`WWW-Authenticate` (RFC 6750, 3; RFC 9728, 5.1): what went wrong, what is needed, and where to read more."""
+    """Return the `WWW-Authenticate` header (RFC 6750, 3; RFC 9728, 5.1): error, required scopes, metadata URL."""
     parts = [f'error="{error}"'] if error else []
     if settings.scopes:
         parts.append(f'scope="{" ".join(settings.scopes)}"')

@@ -1,4 +1,4 @@
-"""Those who come with a token of an authorization server: one principal for each subject, in a bounded table."""
+"""Principals of OAuth tokens: one for each subject, in a bounded table."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from gateway.config.access import ResourceServer
 
 MAX_SUBJECTS: Final = 4_096
-"""Subjects that are known at once. Those that have nothing under way are forgotten, the longest quiet first."""
+"""Limit of known subjects. Idle ones are evicted, least recently used first."""
 TRY_AGAIN: Final = 5
-"""Seconds after which a client is to come back when nobody can say now whether its token is good."""
+"""Retry hint in seconds when the token cannot be checked."""
 
 log = logging.getLogger("gateway.access")
 
 
 class Subjects:
-    """Everybody with a token."""
+    """The principals of OAuth tokens."""
 
     def __init__(
         self, settings: ResourceServer, send: Fetch | None = None, *, max_subjects: int = MAX_SUBJECTS
@@ -39,7 +39,7 @@ class Subjects:
         self._principals: OrderedDict[str, Principal] = OrderedDict()
 
     async def identify(self, token: bytes, address: str | None = None) -> tuple[Principal, float] | Refusal:
-        """Who comes with this token, and until when it is good, on the loop's clock; or why it does not let in."""
+        """Return the token's principal and its expiry on the loop's clock, or the reason for refusing it."""
         try:
             known = await self._tokens.check(token, address)
         except Invalid as exc:
@@ -47,7 +47,7 @@ class Subjects:
             return Refusal(401, "invalid_token", text, challenge=challenge(self.settings, "invalid_token"))
         except AuthorityDown as exc:
             log.warning("tokens cannot be checked: %s", exc, extra={"event": "tokens_not_checked", "code": exc.code})
-            return Refusal(503, exc.code, "tokens cannot be checked now; try again", retry_after=TRY_AGAIN)
+            return Refusal(503, exc.code, "tokens cannot be checked now; retry later", retry_after=TRY_AGAIN)
         except Busy as exc:
             return Refusal(503, exc.code, str(exc), retry_after=TRY_AGAIN)
         missing = [scope for scope in self.settings.scopes if scope not in known.scopes]
@@ -59,7 +59,7 @@ class Subjects:
             if len(self._principals) >= self._max_subjects:
                 idle = next((other for other, principal in self._principals.items() if principal.idle), None)
                 if idle is None:
-                    text = f"{self._max_subjects} clients are at work; try again"
+                    text = f"too many active OAuth subjects ({self._max_subjects}); retry later"
                     return Refusal(503, Busy.code, text, retry_after=TRY_AGAIN)
                 del self._principals[idle]
             self._principals[name] = Principal(name, self.settings.rules)
@@ -67,15 +67,15 @@ class Subjects:
         return self._principals[name], known.until
 
     def get(self, name: str) -> Principal | None:
-        """The principal of this name, if it is known now."""
+        """Return the principal of this name, if it is known."""
         return self._principals.get(name)
 
     def all(self) -> list[Principal]:
-        """Everybody who is known now."""
+        """Return all known principals."""
         return list(self._principals.values())
 
     def update_settings(self, settings: ResourceServer | None) -> bool:
-        """Go by other settings, if nothing but the rules is different; returns whether that was so."""
+        """Apply settings that differ only in their rules; return False, without a change, for any others."""
         if settings is None or msgspec.structs.replace(settings, rules=self.settings.rules) != self.settings:
             return False
         self.settings = settings

@@ -1,7 +1,7 @@
-"""`Access`: everybody who may use the gateway, now. One table, changed in one step between two checkpoints.
+"""`Access`: the table of principals, changed in one step between two checkpoints.
 
-Asked twice about each call: by the entrance of the HTTP frontends who sends the request, and by the router whether that
-principal may have the call. What it refuses is a value (`Refusal`), for the entrance to send.
+It is used twice for each call: the HTTP frontends authenticate the request, and the router asks whether the principal
+may start the call. A refusal is a value (`Refusal`) for the frontend to send.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
     from gateway.calls import Caller
     from gateway.config.access import AccessSettings
 
-HINT: Final = "send it as 'Authorization: Bearer KEY' (or 'X-API-Key: KEY'); who runs this gateway gives keys out"
+HINT: Final = "send it as 'Authorization: Bearer KEY' (or 'X-API-Key: KEY'); ask the gateway's operator for a key"
 
 log = logging.getLogger("gateway.access")
 
 
 class AccessObserver(Protocol):
-    """Follows changes of who may use the gateway, for what its clients have open. Nothing in it may wait."""
+    """Follows changes of the access settings on behalf of open client state. Its methods must not block."""
 
     def apply_access(self) -> None:
-        """Follow the settings: they have changed, or the observer has just been attached."""
+        """Apply the settings after a change, or when the observer has just been attached."""
         ...
 
     def update_principal(self, principal: Principal) -> None:
-        """Go by other rules of a principal, as far as they say what it may see and use."""
+        """Apply a principal's new rules to what it may see and use."""
         ...
 
     def end_principal(self, principal: Principal) -> None:
-        """End the sessions of a principal that may not use the gateway any longer."""
+        """End the sessions of a principal whose access has been revoked."""
         ...
 
 
 class Access:
-    """Who may use the gateway. With neither keys nor OAuth it guards nothing: everybody is nobody in particular."""
+    """Authentication and admission control. Without keys or OAuth, all callers are anonymous."""
 
     def __init__(
         self,
@@ -56,11 +56,11 @@ class Access:
             lambda _status, _code, _text, _principal, _address, _path: None
         ),
     ) -> None:
-        """Make one.
+        """Create the table.
 
-        `send` is how an authorization server is asked, over HTTP unless it is given. `end_calls` is called with each
-        principal that may not use the gateway any longer, after its exchanges and sessions have been ended.
-        `note_denied` is called for each request that is refused: status, code, text, principal, address, path.
+        `send` sends requests to an authorization server (default: over HTTP). `end_calls` is called with each revoked
+        principal, after its exchanges and sessions have been ended. `note_denied` is called for each request that is
+        refused: status, code, text, principal, address, path.
         """
         self.settings = settings
         self.note_denied = note_denied
@@ -71,13 +71,13 @@ class Access:
         self._by_name: dict[str, Principal] = {}
         self._subjects: Subjects | None = None
         self.requires_credentials = False
-        """Whether a request must say who sends it."""
+        """True if requests must carry credentials."""
         self._fill(settings)
 
-    # The entrance.
+    # For the HTTP frontends.
 
     def find(self, headers: Mapping[bytes, bytes]) -> Principal | None:
-        """Who sends a request with these headers, if it bears a key; else `ask`."""
+        """Return the principal of a request's API key; without a valid key use `authenticate_token`."""
         credential = credential_in(headers)
         if not credential or len(credential) > MAX_CREDENTIAL:
             return None
@@ -86,9 +86,9 @@ class Access:
     async def authenticate_token(
         self, headers: Mapping[bytes, bytes], address: str | None = None
     ) -> tuple[Principal, float] | Refusal:
-        """The same for one that bears no key: perhaps a token. `address` is the client's, for a fair share of checks.
+        """Authenticate a request without a valid key by its token; `address` is the client's.
 
-        Returns who it is and until when the token is good, on the loop's clock, or why the request may not come in.
+        Returns the principal and the token's expiry on the loop's clock, or the reason for refusing the request.
         """
         credential = credential_in(headers)
         subjects = self._subjects
@@ -101,27 +101,27 @@ class Access:
 
     def _refuse(self, headers: Mapping[bytes, bytes]) -> Refusal:
         wrong = b"authorization" in headers or b"x-api-key" in headers
-        text = "the key is not one that this gateway knows" if wrong else "this gateway needs a key"
+        text = "the API key is unknown" if wrong else "an API key is required"
         code = "invalid_token" if wrong else "missing_credentials"
         error = "invalid_token" if wrong else ""  # RFC 6750, 3.1: no error where nothing was tried
         if self.settings.oauth is not None:
             from gateway.access.resource import challenge
 
             if not self.settings.keys:
-                text = "the token is not accepted" if wrong else "this gateway needs a token"
+                text = "the token is not accepted" if wrong else "a token is required"
             return Refusal(401, code, text, challenge=challenge(self.settings.oauth, error))
         return Refusal(401, code, text, HINT, f'Bearer error="{error}"' if error else "Bearer")
 
-    # The router.
+    # For the router.
 
     def begin(self, caller: Caller, *, again: bool = False) -> Principal | None:
-        """Count a call of this caller; `again` for one that goes on with another, which is still counted.
+        """Count a call of this caller; `again` marks the continuation of a call that is still counted.
 
-        Returns who must be told `end_call`, None for a caller that is nobody in particular.
+        Returns the principal on which to call `end_call`, or None for an anonymous caller.
 
         Raises:
-            Busy: its principal has used up what it may have; `retry_after` says when there is more.
-            Revoked: its key was taken away meanwhile.
+            Busy: a limit of its principal is reached; `retry_after` says when to retry.
+            Revoked: its key has been revoked meanwhile.
         """
         if caller.principal is None:
             return None
@@ -132,7 +132,7 @@ class Access:
         return principal
 
     def takes_note(self, caller: Caller) -> bool:
-        """Whether a notification of this caller may go to a server; it counts to the rate of its principal."""
+        """Return whether this caller's notification may be forwarded; it counts towards the rate limit."""
         if caller.principal is None:
             return True
         principal = self._get(caller.principal)
@@ -145,7 +145,7 @@ class Access:
     # Changes.
 
     def apply(self, settings: AccessSettings) -> None:
-        """Go by other settings; who is not let in by them any more is ended at once, with all that it has open."""
+        """Apply new settings; immediately end everything that belongs to principals they revoke."""
         before = self._all()
         rules = {id(principal): principal.rules for principal in before}
         self.settings = settings
@@ -160,7 +160,7 @@ class Access:
         for principal in before:
             if id(principal) not in after:
                 log.info(
-                    "%s was revoked: its sessions and calls end",
+                    "access revoked for %s: ending its sessions and calls",
                     principal.name,
                     extra={"event": "principal_revoked", "principal": principal.name},
                 )
@@ -170,7 +170,7 @@ class Access:
                 self._end_calls(principal)
 
     def attach(self, observer: AccessObserver) -> None:
-        """Have an observer follow the settings, beginning with those of now."""
+        """Attach an observer and pass it the present settings."""
         self._observers.append(observer)
         observer.apply_access()
 
@@ -182,7 +182,7 @@ class Access:
         return [*self._by_name.values(), *(() if self._subjects is None else self._subjects.all())]
 
     def _fill(self, settings: AccessSettings) -> None:
-        """Make the tables anew. Who keeps its name and its key stays the same principal."""
+        """Rebuild the tables. An unchanged name and key keep their principal."""
         self.requires_credentials = settings.requires_credentials
         known = self._by_digest
         self._by_digest, self._by_name = {}, {}
@@ -196,6 +196,6 @@ class Access:
         if self._subjects is None or not self._subjects.update_settings(settings.oauth):
             self._subjects = None
             if settings.oauth is not None:
-                from gateway.access.subjects import Subjects  # gateways with keys alone do without
+                from gateway.access.subjects import Subjects  # not needed with keys alone
 
                 self._subjects = Subjects(settings.oauth, self._send)

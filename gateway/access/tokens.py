@@ -1,9 +1,10 @@
-"""Tokens of an authorization server: whether one is good here, whose it is, and for how long.
+"""Token validation: whether a token is valid here, its principal, and its expiry.
 
-2026-07-28 basic/authorization, "Token Handling": only tokens that were issued for this very resource (RFC 8707). Read
-as a JWT (RFC 9068), or asked about (RFC 7662). Results are kept for a while by the token's digest, in bounded tables,
-so that a token is not checked again with each request. Introspection costs a request to the authorization server: one
-client address gets only a share of those at once, so that a sender of junk tokens does not starve new good ones.
+2026-07-28 basic/authorization, "Token Handling": only tokens that were issued for this very resource (RFC 8707). Tokens
+are verified as JWTs (RFC 9068) or by introspection (RFC 7662). Results are cached by the token's digest in bounded
+tables, so that a token is not checked with each request. Introspection costs a request to the authorization server:
+each client address gets only a share of the concurrent ones, so that a sender of junk tokens cannot starve new valid
+ones.
 """
 
 from __future__ import annotations
@@ -31,51 +32,52 @@ if TYPE_CHECKING:
     from gateway.config.access import Introspection, ResourceServer
 
 BELIEVED_FOR: Final = 60.0
-"""Seconds for which a JWT is not checked again: so long a key that its server took back may still be good."""
+"""Seconds for which a verified JWT is not checked again: a withdrawn signing key may be accepted for this long."""
 MAX_KNOWN: Final = 4_096
-"""Tokens that are known; those not used for longest are forgotten."""
+"""Limit of known tokens; the least recently used are forgotten."""
 REFUSED_FOR: Final = 5.0
-"""Seconds for which a token that introspection refused is refused without asking; short, since it may become valid."""
+"""Seconds for which an introspection refusal is cached; short, since the token may become valid."""
 MAX_REFUSED: Final = 4_096
-"""Refused tokens that are remembered; the oldest are forgotten."""
+"""Limit of remembered refusals; the oldest are forgotten."""
 MAX_ASKED: Final = 16
-"""Introspections at once."""
+"""Concurrent introspections."""
 MAX_WAITING: Final = 256
-"""Requests that may wait for one of those; more are refused."""
+"""Requests that may wait for an introspection; further ones are refused."""
 ADDRESS_ASKED: Final = 4
-"""Introspections at once for one client address: a quarter, so that three others are never without."""
+"""Concurrent introspections for one client address: a quarter, so that one address cannot use all slots."""
 ADDRESS_WAITING: Final = 16
-"""Requests of one client address that may wait; more are refused."""
+"""Requests of one client address that may wait; further ones are refused."""
 IPV6_PREFIX: Final = 64
-"""Bits of an IPv6 address that make a client: a host has all addresses of such a network."""
+"""Prefix length that identifies an IPv6 client: a host owns all addresses of such a network."""
 MAX_SUBJECT: Final = 256
-"""Characters of a subject; it ends up in logs."""
+"""Maximum length of a subject; it is logged."""
 SUBJECT: Final = "oauth:"
-"""Begins the name of a principal that a token names as its `sub`. No key's name holds a colon."""
+"""Prefix of a principal's name taken from the token's `sub`. No key's name contains a colon."""
 CLIENT: Final = "oauth-client:"
-"""Begins the name of a principal for whose token only a `client_id` is known: no subject's name can begin like this."""
+"""Prefix of a principal's name taken from `client_id`, for tokens without `sub`: no subject's name can begin with
+it."""
 
 
 class Invalid(Exception):
-    """The token is not good here; the text says why, and repeats nothing of it."""
+    """The token is not valid here; the text says why, without quoting the token."""
 
 
 class Known(msgspec.Struct, frozen=True):
-    """A token that is good."""
+    """A valid token."""
 
     principal: str
     """The name of its principal: `SUBJECT` or `CLIENT`, and the claim."""
     scopes: frozenset[str]
     until: float
-    """On the loop's clock: when it expires."""
+    """When it expires, on the loop's clock."""
     believed_until: float
-    """On the loop's clock: when it must be looked at again."""
+    """When it must be checked again, on the loop's clock."""
 
 
 class _RequestSlots:
-    """Which introspections may run now: so many at once, and fewer for one client address.
+    """Limits concurrent introspections, in all and for each client address.
 
-    An address is known only while it has requests here, so there are never more than `MAX_ASKED` and `MAX_WAITING`.
+    An address is kept only while it has requests, so there are at most `MAX_ASKED` plus `MAX_WAITING`.
     """
 
     def __init__(self) -> None:
@@ -86,20 +88,20 @@ class _RequestSlots:
 
     @asynccontextmanager
     async def slot(self, address: str | None) -> AsyncGenerator[None]:
-        """Wait for a turn and hold it in this block; an unknown address (a Unix socket) has no bound of its own.
+        """Wait for a slot and hold it in this block; an unknown address (a Unix socket) has no separate limit.
 
         Raises:
             Busy: too many requests are waiting.
         """
         if self._waiting >= MAX_WAITING:
-            raise Busy("too many tokens are being checked; try again", retry_after=1.0)
+            raise Busy("too many tokens are being checked; retry later", retry_after=1.0)
         if address is None:
             async with self._wait(self._all):
                 yield
             return
         network = _address_network(address)
         if self._present[network] >= ADDRESS_ASKED + ADDRESS_WAITING:
-            raise Busy("too many tokens from this address are being checked; try again", retry_after=1.0)
+            raise Busy("too many tokens from this address are being checked; retry later", retry_after=1.0)
         own = self._by_address.setdefault(network, trio.Semaphore(ADDRESS_ASKED))
         self._present[network] += 1
         try:
@@ -124,16 +126,16 @@ class _RequestSlots:
 
 
 class _Inquiry:
-    """An introspection under way, for every request that came with this token meanwhile."""
+    """A running introspection, shared by all requests with this token."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.outcome: Known | Invalid | AuthorityDown | None = None
-        """None after the end: the request that asked was cancelled, or had no turn."""
+        """None once it has ended: the request that started it was cancelled, or got no slot."""
 
 
 class Tokens:
-    """Checks tokens of one authorization server."""
+    """Checks the tokens of one authorization server."""
 
     def __init__(
         self,
@@ -151,17 +153,17 @@ class Tokens:
         self._audience = (settings.resource, settings.resource.rstrip("/"), *settings.audience)
         self._known: OrderedDict[bytes, Known] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
-        """Until when a token is refused without asking, and why."""
+        """The refused tokens, each with the end of its refusal and the reason."""
         self._inquiries: dict[bytes, _Inquiry] = {}
         self._slots = _RequestSlots()
 
     async def check(self, token: bytes, address: str | None = None) -> Known:
-        """Return whose token this is; `address` is that of the client, if it has one.
+        """Return the token's principal and expiry; `address` is the client's, if known.
 
         Raises:
-            Invalid: it is not good here.
-            AuthorityDown: that cannot be found out now.
-            Busy: too many are being asked about.
+            Invalid: the token is not valid here.
+            AuthorityDown: the authorization server cannot be reached.
+            Busy: too many introspections are running.
         """
         digest = digest_of(token)
         known = self._known.get(digest)
@@ -173,7 +175,7 @@ class Tokens:
         try:
             text = token.decode("ascii")
         except UnicodeDecodeError:
-            raise Invalid("it is no token") from None
+            raise Invalid("it is not a token") from None
         asked = self._settings.introspection
         known = await (self._read(text) if asked is None else self._introspect(asked, text, digest, address))
         self._known[digest] = known
@@ -182,7 +184,7 @@ class Tokens:
         return known
 
     async def _introspect(self, asked: Introspection, token: str, digest: bytes, address: str | None) -> Known:
-        """Ask about a token, or share what another request has found out or is finding out about it."""
+        """Introspect a token, or share the result of another request's introspection."""
         while True:
             until, why = self._refused.get(digest, (-math.inf, ""))
             if trio.current_time() < until:
@@ -193,7 +195,7 @@ class Tokens:
             await inquiry.done.wait()
             if isinstance(inquiry.outcome, Known):
                 return inquiry.outcome
-            if inquiry.outcome is not None:  # another exception of its kind: this one belongs to the other task
+            if inquiry.outcome is not None:  # a new exception, since this one belongs to the other task
                 raise type(inquiry.outcome)(str(inquiry.outcome))
         inquiry = self._inquiries[digest] = _Inquiry()
         try:
@@ -224,10 +226,10 @@ class Tokens:
             raise Invalid("it is neither a known key nor a JWT") from None
         algorithm, key_id = head.get("alg"), head.get("kid")
         if algorithm not in settings.algorithms:
-            raise Invalid("it is signed in a way that is not accepted")
+            raise Invalid("its signature algorithm is not accepted")
         key = await self._keys.find(key_id if isinstance(key_id, str) else None, cast("str", algorithm))
         if key is None:
-            raise Invalid("it is signed with a key that its server does not have")
+            raise Invalid("its signing key is unknown to its issuer")
         try:
             claims = jwt.decode(
                 token,
@@ -238,7 +240,7 @@ class Tokens:
                 options={"require": ["exp", "iss", "aud"]},
             )
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as exc:  # claims may be of any type and size
-            raise Invalid(_WHY.get(type(exc).__name__, "it does not check out")) from None
+            raise Invalid(_WHY.get(type(exc).__name__, "it is malformed")) from None
         if not is_same_issuer(claims["iss"], settings.issuer):
             raise Invalid(_WHY["InvalidIssuerError"])
         return self._accept(claims, BELIEVED_FOR)
@@ -261,12 +263,12 @@ class Tokens:
         return self._accept(claims, asked.cache)
 
     def _accept(self, claims: dict[str, Any], believed_for: float) -> Known:
-        # Two namespaces (RFC 9068, 5): a user may well have the name that is another client's id.
+        # Two namespaces (RFC 9068, 5): a user's name may equal another client's id.
         subject, prefix = claims.get("sub"), SUBJECT
         if subject is None:
             subject, prefix = claims.get("client_id"), CLIENT
         if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT or not subject.isprintable():
-            raise Invalid("it does not say whose it is")
+            raise Invalid("it names no subject")
         given: object = claims.get("scope", claims.get("scp"))  # `scope` (RFC 8693, 4.2), or `scp` from some servers
         words = given.split() if isinstance(given, str) else given
         listed = cast("list[object]", words) if isinstance(words, list) else []
@@ -277,7 +279,7 @@ class Tokens:
 
 
 def _address_network(address: str) -> str:
-    """Return what stands for a client: its IPv4 address, or the network of its IPv6 address."""
+    """Return a client's IPv4 address, or the network of its IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -288,15 +290,15 @@ def _address_network(address: str) -> str:
 
 
 def _seconds(value: object, default: float) -> float:
-    """A time, in seconds since 1970."""
+    """Return a time in seconds since 1970."""
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Invalid("it does not check out")
+        raise Invalid("it is malformed")
     try:
         return float(value)
     except OverflowError:
-        raise Invalid("it does not check out") from None
+        raise Invalid("it is malformed") from None
 
 
 _WHY: Final = {

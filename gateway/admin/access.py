@@ -1,9 +1,9 @@
-"""Who may use the management API. The HTTP frontend has checked Host and Origin before.
+"""Access control of the management API. The HTTP frontend checks Host and Origin first.
 
-Everything needs the admin token, with two exceptions, both on loopback only, and only as long as the config has no
-section `access`: reading by clients that do not come through a proxy, and with `open` changes too, which a JSON
-content type keeps web pages from sending. Once `access` is configured the gateway is meant to serve others, and a
-request that a reverse proxy passes on with `proxy_pass` alone looks exactly like one of a local client.
+Everything requires the admin token, with two exceptions, both only on loopback and only without a config section
+`access`: reads by clients not behind a proxy and, with `open`, changes too, which the required JSON content type keeps
+web pages from sending. A gateway with `access` is meant to serve others, and a request forwarded by a reverse proxy
+with `proxy_pass` alone is indistinguishable from a local client's.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 Mode = Literal["token", "open", "off"]
 ENVIRONMENT: Final = "MCP_GATEWAY_ADMIN_TOKEN"
 MIN_TOKEN: Final = 16
-"""Characters of a token that a person gives; what can be guessed protects nothing."""
+"""Minimum length of a configured token; a guessable one protects nothing."""
 FORWARDED: Final = frozenset({
     b"cf-connecting-ip", b"forwarded", b"true-client-ip", b"via", b"x-client-ip", b"x-forwarded-for",
     b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto", b"x-forwarded-server", b"x-real-ip",
 })  # fmt: skip
-"""Headers that reverse proxies add."""
+"""Headers added by reverse proxies."""
 HINT: Final = (
-    "send it as 'Authorization: Bearer TOKEN'; it is what --admin-token or MCP_GATEWAY_ADMIN_TOKEN says, else what the"
-    " file 'admin-token' in the gateway's state directory holds"
+    "send it as 'Authorization: Bearer TOKEN'; it is the value of --admin-token or MCP_GATEWAY_ADMIN_TOKEN, or else of"
+    " the file 'admin-token' in the gateway's state directory"
 )
 
 
 class AdminAccess:
-    """Says whether a request may read or change."""
+    """Decides whether a request may read or change."""
 
     def __init__(self, mode: Mode, *, host: str, token: str | None = None) -> None:
-        """Make one for a gateway that listens on `host`; with no token, none is the right one.
+        """Create it for a gateway that listens on `host`; without a token, every token is rejected.
 
         Raises:
             ConfigError: `open` anywhere but on loopback.
@@ -51,23 +51,23 @@ class AdminAccess:
             raise ConfigError([f"--admin open is for loopback only, not for --host {host}; use --admin token"])
 
     def has_token(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether the request bears the token."""
+        """Return whether the request carries the token."""
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if self._token is None or scheme.lower() != b"bearer":
             return False
         return hmac.compare_digest(given.strip(), self._token)
 
     def may_read(self, headers: Mapping[bytes, bytes], *, guarded: bool) -> bool:
-        """Whether the request may see what the gateway does; `guarded` says whether `access` is configured."""
+        """Return whether the request may read; `guarded` says whether `access` is configured."""
         return (self.on_loopback and self._is_local(headers, guarded)) or self.has_token(headers)
 
     def may_change(self, headers: Mapping[bytes, bytes], *, guarded: bool) -> bool:
-        """Whether the request may change what the gateway does."""
+        """Return whether the request may make changes."""
         return (self.mode == "open" and self._is_local(headers, guarded)) or self.has_token(headers)
 
     @staticmethod
     def _is_local(headers: Mapping[bytes, bytes], guarded: bool) -> bool:
-        """Return whether `access` is not configured and no proxy shows in the headers, nor in the host."""
+        """Return whether `access` is not configured and neither headers nor host indicate a proxy."""
         if guarded or not FORWARDED.isdisjoint(headers):
             return False
         host = headers.get(b"host", b"").decode("latin-1")
@@ -76,10 +76,10 @@ class AdminAccess:
 
 
 def find_token(given: str | None, environ: Mapping[str, str], store: Store | None) -> str | None:
-    """The admin token: as given, from the environment, or from the state directory, where it is made if need be.
+    """Return the admin token: as given, from the environment, or from the state directory (created if missing).
 
     Raises:
-        ConfigError: the one that was given is too short.
+        ConfigError: the given token is too short.
         OSError: the state directory cannot be used.
     """
     token = given or environ.get(ENVIRONMENT) or None

@@ -1,8 +1,8 @@
 """The control socket: a Unix socket of mode 0600 in the state directory, in every mode, also stdio.
 
-One question a connection: the client connects, writes a line, reads one JSON document, and the connection ends. The
+One request per connection: the client connects, writes a line, reads one JSON document, and the connection closes. The
 line is `ps`, or a command as JSON, such as `{"do": "restart", "name": "time"}`. Only the user who runs the gateway can
-connect; the file's mode says so before anything is accepted.
+connect; the file has its mode before the socket listens.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ if TYPE_CHECKING:
     from gateway.store import Store
 
 ANSWER_WITHIN: Final = 5.0
-"""Seconds that one connection may take, so that a client which says nothing holds nothing."""
+"""Seconds for one connection, so that a silent client holds no slot."""
 COMMAND_TIMEOUT: Final = 60.0
-"""Seconds for a command: a change is answered when its servers have started, or have had their time to."""
+"""Seconds for a command: a change is answered when its servers have started or their start has timed out."""
 ACCEPT_PAUSE: Final = 0.1
-"""Seconds until the next try where the process has no more descriptors."""
+"""Seconds before accepting again after running out of file descriptors."""
 MAX_QUESTION: Final = 1_024
-"""Bytes of a question."""
+"""Bytes of a request."""
 MAX_CONNECTIONS: Final = 16
-"""Connections served at once; more wait in the socket's own queue."""
+"""Concurrent connections; further ones wait in the socket's backlog."""
 UNKNOWN_QUESTION: Final = jsonrpc.encode({"error": "unknown question; ask ps"})
 
 log = logging.getLogger("gateway.control")
 
 
 class Command(msgspec.Struct):
-    """A question that is not `ps`; `name` is the server's, where it is about one."""
+    """A request other than `ps`; `name` is the server's, if it concerns one."""
 
     do: str
     name: str = ""
 
 
 async def run_command(question: bytes, management: Management) -> bytes:
-    """Run a command; returns its result, or the problem, as the management API would answer."""
+    """Run a command and return its result or problem, as the management API would."""
     from gateway.admin.http import refusal
 
     try:
@@ -76,7 +76,7 @@ async def run_command(question: bytes, management: Management) -> bytes:
 
 
 async def serve_control(store: Store, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
-    """Have `answer` answer questions until cancelled. Where no socket can be made, say so and go without."""
+    """Answer requests with `answer` until cancelled. Log a warning and return if no socket can be created."""
     try:
         path = store.socket_path()
         listener = _listen(path)
@@ -94,11 +94,11 @@ def _listen(path: Path) -> trio.socket.SocketType:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     # Under its final name only once it listens: a socket that refuses looks like a dead gateway's, and `ps` removes it.
     temporary = path.with_name(f".{secrets.token_hex(4)}.new")
-    before = os.umask(0o177)  # the file must never be there with another mode, however briefly
+    before = os.umask(0o177)  # the file must never exist with another mode, even briefly
     try:
         sock.bind(str(temporary))
         sock.listen(MAX_CONNECTIONS)
-        temporary.replace(path)  # and of a dead gateway whose pid is ours now
+        temporary.replace(path)  # and of a dead gateway that had our pid
     except OSError as exc:
         sock.close()
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What the management API answers, as Structs: what is sent and what the OpenAPI document says come from here both.
+"""Documents of the management API as Structs: the source of both the responses and the OpenAPI document.
 
-All times are seconds unless the name says otherwise; all moments are ISO 8601 in UTC.
+Durations are in seconds unless the name says otherwise; timestamps are ISO 8601 in UTC.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gateway.supervisor.lifecycle import Status  # ruff: ignore[typing-only-firs
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """All that an orchestrator needs to know."""
+    """The response to an orchestrator's probe."""
 
     status: str
 
@@ -25,7 +25,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
     error: str
     code: str | None = None
-    """The code of the gateway's error, where the request was refused with one."""
+    """The code of the gateway's error, if the request was refused with one."""
     details: list[str] = []
     hint: str | None = None
 
@@ -38,11 +38,11 @@ class Health(msgspec.Struct, frozen=True):
     servers: list[str]
     backends: dict[str, Status]
     reload: LastReload | None = None
-    """The latest change of the config that was tried in this run."""
+    """The latest attempted change of the config in this run."""
 
 
 class ServerLine(msgspec.Struct, frozen=True):
-    """One server in the list of all."""
+    """One entry in the list of servers."""
 
     state: str
     """As in `Status`, or `disabled`."""
@@ -53,11 +53,11 @@ class ServerLine(msgspec.Struct, frozen=True):
     tools: int = 0
     last_error: str | None = None
     disabled: str | None = None
-    """What has disabled it, and since when."""
+    """What disabled it, and when."""
 
 
 class ServerList(msgspec.Struct, frozen=True):
-    """All servers of the config, the disabled ones too."""
+    """All servers of the config, including disabled ones."""
 
     servers: list[str]
     details: dict[str, ServerLine]
@@ -71,7 +71,7 @@ class ToolLine(msgspec.Struct, frozen=True):
 
 
 class ServerDetail(msgspec.Struct, frozen=True):
-    """Everything about one server; no value of a secret is in it."""
+    """Details of one server, without values of secrets."""
 
     name: str
     origin: str
@@ -88,7 +88,7 @@ class ServerDetail(msgspec.Struct, frozen=True):
     latency: Latency
     errors: list[ErrorRecord]
     stderr: list[str]
-    """The last lines that its children have written to stderr, 20 at most."""
+    """The last lines that its processes wrote to stderr, at most 20."""
 
 
 class Tools(msgspec.Struct, frozen=True):
@@ -98,21 +98,21 @@ class Tools(msgspec.Struct, frozen=True):
 
 
 class Added(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Which servers were added or replaced."""
+    """The servers that were added or replaced."""
 
     added: list[str]
     not_ready: dict[str, str] = {}
-    """Those of them that did not come up in time, and why; they go on trying."""
+    """Those that did not start in time, and why; their starts continue."""
 
 
 class Removed(msgspec.Struct, frozen=True):
-    """Which server was removed."""
+    """The server that was removed."""
 
     removed: str
 
 
 class Done(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was done to which server."""
+    """An action and its server."""
 
     server: str
     done: str
@@ -120,7 +120,7 @@ class Done(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """What a reload has changed; names of servers."""
+    """Names of the servers that a reload changed."""
 
     added: list[str]
     removed: list[str]
@@ -130,7 +130,7 @@ class Reloaded(msgspec.Struct, frozen=True):
 
 
 class CallNode(msgspec.Struct, frozen=True):
-    """A call under way."""
+    """An active call."""
 
     call: int
     """Its number in this run, as in the logs."""
@@ -141,14 +141,14 @@ class CallNode(msgspec.Struct, frozen=True):
     age: float
     deadline_in: float
     waits_for: str
-    """`queue`, `start`, `backend`, `client` (an answer of a person), or `delivery`."""
+    """`queue`, `start`, `backend`, `client` (a user's input), or `delivery`."""
 
 
 class SessionNode(msgspec.Struct, frozen=True):
-    """A client's session, or all modern requests that belong to none."""
+    """A client's session, or all modern requests without one."""
 
     session: str | None
-    """What tells it from others; not its id, which is a secret."""
+    """Identifies the session; not its id, which is a secret."""
     era: str
     client: str | None
     principal: str | None
@@ -168,7 +168,7 @@ class BackendNode(msgspec.Struct, frozen=True):
 
 
 class Tree(msgspec.Struct, frozen=True):
-    """Who does what for whom, now."""
+    """Active sessions, calls and processes."""
 
     pid: int
     sessions: list[SessionNode]

@@ -1,6 +1,6 @@
-"""What happens, as it happens: a feed of state changes, ended calls and reloads, over SSE. Bounded; nobody waits.
+"""Live feed of state changes, completed calls and reloads over SSE, bounded and non-blocking.
 
-A reader that is too slow loses events and is told how many. While nobody reads, nothing is made.
+A reader that is too slow loses events and is notified how many. Without readers, no events are created.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from gateway.supervisor.supervisor import Supervisor
 
 MAX_READERS: Final = 16
-"""Readers at once; one more is refused."""
+"""Concurrent readers; further ones are refused."""
 MAX_EVENTS: Final = 512
-"""Events that may wait for one reader; more are dropped and counted."""
+"""Events buffered for one reader; further ones are dropped and counted."""
 KEEP_ALIVE: Final = 15.0
-"""Seconds of silence after which a comment is sent, so that proxies do not take the stream for dead."""
+"""Seconds of silence before a comment is sent, so that proxies keep the stream open."""
 
 log = logging.getLogger("gateway.admin")
 
 
 class Reader:
-    """One who reads the feed."""
+    """One reader of the feed."""
 
     def __init__(self) -> None:
         self._send, self.receive = trio.open_memory_channel[bytes](MAX_EVENTS)
         self._dropped = 0
 
     def put(self, kind: str, event: dict[str, Any]) -> None:
-        """Hand over an event, or drop it."""
+        """Queue an event, or drop it if the queue is full."""
         if self._dropped:
             event = {**event, "dropped": self._dropped}
         try:
@@ -53,13 +53,13 @@ class Reader:
             self._dropped += 1
 
     def close(self) -> None:
-        """Let go of both ends."""
+        """Close both ends of the queue."""
         self._send.close()
         self.receive.close()
 
 
 class Feed:
-    """All that happens in a fleet, for those who want to know."""
+    """The events of a fleet, for its readers."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -70,18 +70,18 @@ class Feed:
         return len(self._readers)
 
     def publish_reload(self, news: dict[str, Any]) -> None:
-        """Tell of another config: begun, applied or refused."""
+        """Publish the progress of a config change: started, applied or refused."""
         self._publish("reload", news)
 
     @contextmanager
     def read(self) -> Generator[Reader]:
-        """Be told of everything while the context is open.
+        """Receive all events while the context is open.
 
         Raises:
             Busy: there are too many readers.
         """
         if len(self._readers) >= MAX_READERS:
-            text = f"{MAX_READERS} clients read the events already"
+            text = f"too many readers of the events ({MAX_READERS})"
             raise Busy(text)
         reader = Reader()
         if not self._readers:
@@ -130,7 +130,7 @@ class Feed:
 
 
 async def serve_events(exchange: Exchange, feed: Feed, closing: trio.Event, may_read: Callable[[], bool]) -> None:
-    """Send the feed until the client hangs up, may not read it any longer, or the gateway closes.
+    """Send the feed until the client disconnects, loses its access, or the gateway closes.
 
     Raises Busy before anything is sent.
     """
@@ -140,7 +140,7 @@ async def serve_events(exchange: Exchange, feed: Feed, closing: trio.Event, may_
 
                 async def until_gone() -> None:
                     await exchange.hung_up()
-                    nursery.cancel_scope.cancel(reason="the client has hung up")
+                    nursery.cancel_scope.cancel(reason="the client has disconnected")
 
                 async def until_closing() -> None:
                     await closing.wait()
@@ -153,10 +153,10 @@ async def serve_events(exchange: Exchange, feed: Feed, closing: trio.Event, may_
                     frame = b": keep-alive\r\n\r\n"
                     with trio.move_on_after(KEEP_ALIVE):
                         frame = await reader.receive.receive()
-                    if not may_read():  # the config requires the token by now
+                    if not may_read():  # the config has come to require the token
                         break
                     await exchange.frames(frame)
                 nursery.cancel_scope.cancel(reason="the stream has ended")
             await exchange.end_stream()
         except* ClientGone:
-            log.debug("a reader of the events has hung up")
+            log.debug("a reader of the events has disconnected")

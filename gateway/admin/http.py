@@ -1,7 +1,7 @@
 """The management API beside the MCP endpoint, as an ASGI app that `app` hands to the HTTP frontend.
 
-Routed by Starlette, which is imported only when the gateway serves HTTP at all. Every answer is JSON, errors too.
-Refusals come first and cost nothing: access, then the content type, then the body.
+Routed by Starlette, which is imported only if the gateway serves HTTP. Every response is JSON, errors too. Cheap checks
+come first: access, then the content type, then the body.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from gateway.frontends.http.exchange import Receive, Scope, Send
 
 MAX_NAME: Final = 200
-"""Characters of a server's name that an error repeats."""
+"""Maximum length of a server's name in an error."""
 _INVALID: Final = "Invalid server configuration."
 
 
 def make_admin_app(management: Management, access: AdminAccess, operations: Iterable[Operation] = OPERATIONS) -> Any:
-    """Make the ASGI app; with `--admin off` only the two probes and a bare `/health` are there."""
+    """Return the ASGI app; with `--admin off` it has only the two probes and a bare `/health`."""
     from starlette.applications import Starlette
     from starlette.responses import Response
     from starlette.routing import Route
@@ -47,14 +47,14 @@ def make_admin_app(management: Management, access: AdminAccess, operations: Iter
             endpoint = Endpoint(operation, management, access, metrics)
             endpoints.setdefault(operation.path, {})[operation.method] = endpoint
     app = Starlette(
-        # Made without `methods`, a route takes an ASGI app as it is, which then tells the methods apart itself.
+        # Without `methods`, a route calls the ASGI app directly, which then dispatches on the method.
         routes=[Route(path, Methods(by_method)) for path, by_method in endpoints.items()],
         exception_handlers={404: not_found},
     )
     app.router.redirect_slashes = False
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a path with a slash at its end as the one without: not every client follows a redirect."""
+        """Serve a path with a trailing slash like the one without: not every client follows a redirect."""
         if scope["type"] == "http":
             scope = {**scope, "path": without_slash(scope["path"])}
         await app(scope, receive, send)
@@ -63,7 +63,7 @@ def make_admin_app(management: Management, access: AdminAccess, operations: Iter
 
 
 class Methods:
-    """One path: hands a request to the endpoint of its method."""
+    """Dispatches the requests for one path to the endpoint of their method."""
 
     def __init__(self, endpoints: dict[str, Endpoint]) -> None:
         self._endpoints = endpoints
@@ -73,14 +73,14 @@ class Methods:
         """Answer one HTTP request."""
         endpoint = self._endpoints.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if endpoint is None:
-            problem = doc.Problem("Method Not Allowed", hint=f"this path takes {self._allow}")
+            problem = doc.Problem("Method Not Allowed", hint=f"this path allows {self._allow}")
             await Exchange(scope, receive, send).json(405, jsonrpc.encode(problem), (b"allow", self._allow.encode()))
         else:
             await endpoint(scope, receive, send)
 
 
 class Endpoint:
-    """One operation: checks who asks and what they send, then calls its handler."""
+    """One operation: checks access and input, then calls its handler."""
 
     def __init__(self, operation: Operation, management: Management, access: AdminAccess, metrics: Metrics) -> None:
         self._operation = operation
@@ -97,11 +97,11 @@ class Endpoint:
         try:  # refused before the body is read
             if not may():
                 wrong = b"authorization" in headers
-                error = "The admin token is wrong." if wrong else "This needs the admin token."
+                error = "The admin token is wrong." if wrong else "The admin token is required."
                 raise Refused(401, doc.Problem(error, hint=HINT), (b"www-authenticate", b"Bearer"))
             if operation.access == "change" and operation.method == "POST":
                 given = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-                # Without a token a web page could send what browsers call a simple request.
+                # Without a token a web page could send a simple request in the sense of CORS.
                 needs_one = operation.takes_config or self._access.mode == "open"
                 if (given or needs_one) and given != b"application/json":
                     raise Refused(415, doc.Problem("The Content-Type must be application/json."))
@@ -116,7 +116,7 @@ class Endpoint:
 
 
 def refusal(problem: GatewayError) -> Refused:
-    """The one place where an error becomes a status."""
+    """Return the status and problem for an error; the only place with this mapping."""
     match problem:
         case ConfigError():
             return Refused(422, doc.Problem(_INVALID, problem.code, details=[str(line) for line in problem.problems]))

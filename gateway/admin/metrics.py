@@ -1,8 +1,8 @@
-"""`GET /metrics`: what the gateway counts anyway, in the text format of Prometheus.
+"""`GET /metrics`: the gateway's counters in the Prometheus text format.
 
-Nothing is counted for this alone but the bucket of a call's time: a scrape reads the counters where they are, between
-two checkpoints, and a worker thread makes the text. Labels are names of servers in the config and fixed words,
-never what a client sends, so their number is bounded.
+Only the histogram of call durations exists for this endpoint alone: a scrape reads the other counters in place, between
+two checkpoints, and a worker thread formats the text. Label values are names of configured servers and fixed words,
+never client input, so their number is bounded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "mcp_gateway_"
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 MAX_SCRAPES: Final = 2
-"""Scrapes whose text is being made at once; more wait. Each costs a thread."""
+"""Concurrent scrapes; further ones wait. Each uses a thread."""
 
 
 class Family(NamedTuple):
@@ -40,24 +40,24 @@ class Family(NamedTuple):
 FAMILIES: Final = {
     "info": Family("gauge", "Always 1; the label has the gateway's version.", ("version",)),
     "calls_in_flight": Family("gauge", "Calls without an outcome."),
-    "unsent_bytes": Family("gauge", "Bytes that wait for clients to read them."),
+    "unsent_bytes": Family("gauge", "Bytes buffered for clients to read."),
     "event_readers": Family("gauge", "Clients that read /events."),
     "notifications_dropped": Family("counter", "Notifications dropped because a client was too slow."),
     "log_lines_dropped": Family("counter", "Log lines dropped because stderr was too slow."),
     "audit_lines_dropped": Family("counter", "Audit lines dropped because the file was too slow."),
     "sessions": Family("gauge", "Client sessions."),
     "streams": Family("gauge", "Open streams for notifications to clients."),
-    "calls_suspended": Family("gauge", "Suspended calls: they wait for their client's input."),
-    "children": Family("gauge", "Processes that the gateway has started."),
-    "descendants": Family("gauge", "Processes that those have started, at the last scan."),
-    "reloads": Family("counter", "Config changes, by whether they were applied.", ("outcome",)),
+    "calls_suspended": Family("gauge", "Suspended calls, which wait for their client's input."),
+    "children": Family("gauge", "Processes started by the gateway."),
+    "descendants": Family("gauge", "Descendants of those processes, at the last scan."),
+    "reloads": Family("counter", "Config changes, by result.", ("outcome",)),
     "calls": Family("counter", "Calls that have ended, by outcome.", ("backend", "outcome")),
     "calls_refused": Family(
         "counter",
-        "Calls that reached no queue, by error code; `backend` is empty where the name belongs to none.",
+        "Calls refused before a queue, by error code; `backend` is empty if the name belongs to none.",
         ("backend", "reason"),
     ),
-    "backend_state": Family("gauge", "1 for the state that a backend is in, 0 for the others.", ("backend", "state")),
+    "backend_state": Family("gauge", "1 for the present state of a backend, 0 for the others.", ("backend", "state")),
     "backend_restarts": Family("counter", "Restarts of a backend.", ("backend",)),
     "backend_queued": Family("gauge", "Calls in a backend's queue.", ("backend",)),
     "backend_in_flight": Family("gauge", "Calls sent to a backend, without an outcome.", ("backend",)),
@@ -68,14 +68,14 @@ FAMILIES: Final = {
 
 
 class Metrics:
-    """Everything that is counted, for who asks."""
+    """Collects all metrics for a scrape."""
 
     def __init__(self, management: Management) -> None:
         self._management = management
         self._threads = trio.CapacityLimiter(MAX_SCRAPES)
 
     async def text(self) -> bytes:
-        """The document, as of now."""
+        """Return the present metrics as text."""
         management, router = self._management, self._management.router
         found = router.fleet.supervisors
         children = () if management.guard is None else management.guard.snapshot()
@@ -103,12 +103,12 @@ class Metrics:
                 ((name,), (list(one.history.buckets), one.history.seconds)) for name, one in found.items()
             ],
         }
-        # May be abandoned: it only makes text of values that nothing changes later.
+        # May be abandoned: it only formats immutable values.
         return await trio.to_thread.run_sync(_render, values, limiter=self._threads, abandon_on_cancel=True)
 
 
 Samples = list[tuple[tuple[str, ...], Any]]
-"""By the labels' values a number, or a histogram's buckets and sum."""
+"""A number for each combination of label values, or a histogram's buckets and sum."""
 
 _OF_BACKEND: Final[dict[str, Callable[[Supervisor], int]]] = {
     "backend_restarts": lambda one: one.restarts,

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the management API, made from its operations and the Structs that they answer with."""
+"""The OpenAPI document of the management API, generated from its operations and their response Structs."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ JSON: Final = "application/json"
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """One method of one path: what handles it, what it is for, what it answers with, who may use it."""
+    """One method of one path: its handler, summary, responses and access."""
 
     method: str
     path: str
     name: str
     """Its `operationId`."""
     handle: Callable[[Request], Awaitable[None]]
-    """Answers a request that passed the checks. Raises Refused and GatewayError before it has sent anything."""
+    """Handles a request that passed the checks. Raises Refused and GatewayError before sending anything."""
     summary: str
     answers: tuple[type[msgspec.Struct], ...] = ()
-    """The documents that it may answer with; none for text and for this document itself."""
+    """The possible response documents; none for text and for this document itself."""
     access: Literal["open", "read", "change"] = "read"
     problems: tuple[int, ...] = ()
-    """The statuses that it refuses with, apart from 401."""
+    """The possible error statuses, apart from 401."""
     problem: type[msgspec.Struct] = doc.Problem
     content_type: str = JSON
     takes_config: bool = False
@@ -41,7 +41,7 @@ _WORDS: Final = {
     200: "Success.",
     400: "The body is not JSON.",
     401: "The admin token is missing or wrong.",
-    404: "There is no such server.",
+    404: "Unknown server.",
     409: "The server is disabled.",
     413: "The body is too large.",
     415: "The Content-Type is not application/json, or the body is compressed.",
@@ -68,7 +68,7 @@ _CONFIG: Final = {
     },
     "required": ["mcpServers"],
 }
-"""The schema of the body of `POST /servers`: the rules of a config are more than a schema can say."""
+"""Schema of the body of `POST /servers`, simplified: a schema cannot express all rules of a config."""
 
 
 def openapi_document(operations: Iterable[Operation], version: str) -> dict[str, Any]:

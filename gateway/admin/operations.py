@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def livez(request: Request) -> None:
-    """Answer that the process works at all."""
+    """Answer that the process is alive."""
     await request.answer(doc.Probe("ok"))
 
 
@@ -33,7 +33,7 @@ async def readyz(request: Request) -> None:
 
 
 async def health(request: Request) -> None:
-    """Answer with the whole health document, or with its status alone for those who may not read."""
+    """Answer with the health document, or only its status for clients that may not read."""
     report = request.management.health()
     detailed = request.access.mode != "off" and request.may_read()
     await request.answer(report if detailed else doc.Probe(report.status))
@@ -50,7 +50,7 @@ async def add_servers(request: Request) -> None:
 
 
 async def show_server(request: Request) -> None:
-    """Show everything about one server."""
+    """Show the details of one server."""
     await request.answer(request.management.show_server(request.server))
 
 
@@ -65,12 +65,12 @@ async def restart_server(request: Request) -> None:
 
 
 async def enable_server(request: Request) -> None:
-    """Turn one server on."""
+    """Enable one server."""
     await request.answer(await request.management.switch(request.server, disabled=False))
 
 
 async def disable_server(request: Request) -> None:
-    """Turn one server off."""
+    """Disable one server."""
     await request.answer(await request.management.switch(request.server, disabled=True))
 
 
@@ -85,7 +85,7 @@ async def list_tools(request: Request) -> None:
 
 
 async def show_tree(request: Request) -> None:
-    """Show the calls under way and the processes."""
+    """Show the active calls and the processes."""
     await request.answer(request.management.show_tree())
 
 
@@ -95,7 +95,7 @@ async def read_metrics(request: Request) -> None:
 
 
 async def read_events(request: Request) -> None:
-    """Send events until the client hangs up; a HEAD gets the head of the stream."""
+    """Send events until the client disconnects; answer HEAD with the headers of the stream."""
     if request.exchange.method == "HEAD":
         await request.exchange.end_stream()
         return
@@ -108,29 +108,29 @@ async def show_openapi(request: Request) -> None:
 
 
 OPERATIONS: Final = (
-    Operation("GET", "/livez", "livez", livez, "Whether the process works at all.", (doc.Probe,), "open"),
-    Operation("GET", "/readyz", "readyz", readyz, "Whether all required servers are ready.", (doc.Probe,), "open",
+    Operation("GET", "/livez", "livez", livez, "Liveness probe.", (doc.Probe,), "open"),
+    Operation("GET", "/readyz", "readyz", readyz, "Readiness probe: all required servers.", (doc.Probe,), "open",
               (503,), problem=doc.Probe),
-    Operation("GET", "/health", "health", health, "The gateway and its servers; details only to those who may read.",
+    Operation("GET", "/health", "health", health, "The gateway's health; details only for clients that may read.",
               (doc.Health, doc.Probe), "open"),
     Operation("GET", "/servers", "list_servers", list_servers, "All servers.", (doc.ServerList,)),
     Operation("POST", "/servers", "add_servers", add_servers, "Add or replace servers; the body is a config.",
               (doc.Added,), "change", (400, 413, 415, 422, 503), takes_config=True),
-    Operation("GET", "/servers/{name}", "show_server", show_server, "Everything about one server.",
+    Operation("GET", "/servers/{name}", "show_server", show_server, "Details of one server.",
               (doc.ServerDetail,), "read", (404,)),
     Operation("DELETE", "/servers/{name}", "remove_server", remove_server, "Remove a server.", (doc.Removed,),
               "change", (404, 422, 503)),
     Operation("POST", "/servers/{name}/restart", "restart_server", restart_server,
-              "Start a server again, beside the one that runs.", (doc.Done,), "change", (404, 409, 415, 503)),
-    Operation("POST", "/servers/{name}/enable", "enable_server", enable_server, "Turn a server on.", (doc.Done,),
+              "Restart a server, starting its replacement first.", (doc.Done,), "change", (404, 409, 415, 503)),
+    Operation("POST", "/servers/{name}/enable", "enable_server", enable_server, "Enable a server.", (doc.Done,),
               "change", (404, 415, 422, 503)),
-    Operation("POST", "/servers/{name}/disable", "disable_server", disable_server, "Turn a server off.", (doc.Done,),
+    Operation("POST", "/servers/{name}/disable", "disable_server", disable_server, "Disable a server.", (doc.Done,),
               "change", (404, 415, 422, 503)),
     Operation("POST", "/reload", "reload", reload, "Read the config file again.", (doc.Reloaded,), "change",
               (415, 422, 503)),
     Operation("GET", "/tools", "list_tools", list_tools, "Public names of tools, by server.", (doc.Tools,)),
-    Operation("GET", "/tree", "show_tree", show_tree, "The calls under way and the processes.", (doc.Tree,)),
-    Operation("GET", "/metrics", "read_metrics", read_metrics, "What is counted, in the text format of Prometheus.",
+    Operation("GET", "/tree", "show_tree", show_tree, "The active calls and the processes.", (doc.Tree,)),
+    Operation("GET", "/metrics", "read_metrics", read_metrics, "Metrics in the Prometheus text format.",
               content_type="text/plain"),
     Operation("GET", "/events", "read_events", read_events,
               "State changes, calls and reloads as they happen, as server-sent events.", problems=(503,),

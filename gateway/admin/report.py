@@ -1,4 +1,4 @@
-"""What `mcp-gateway ps` shows: every backend with its process, its descendants and its state."""
+"""The report of `mcp-gateway ps`: every backend with its process, descendants and state."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def encode_report(
     urls: Sequence[str] = (),
     shared: Mapping[str, object] | None = None,
 ) -> bytes:
-    """`{"pid", "transport", "urls", "age", "backends": [...]}`, the backends as `ps` shows them, disabled ones too.
+    """Return `{"pid", "transport", "urls", "age", "backends": [...]}`, including disabled backends.
 
-    Ages are in seconds; `descendants` are the pids of what the child itself has started. `shared` is added for a
-    gateway that serves relays: its number of `clients`, and its `log`.
+    Ages are in seconds; `descendants` are the pids of the child's own descendants. A gateway that serves relays adds
+    `shared`: its number of `clients` and its `log`.
     """
     children = {child.pid: child for child in guard.snapshot()}
     backends: list[dict[str, object]] = []

@@ -1,4 +1,4 @@
-"""One request to the management API: what an operation's handler reads, and how it answers."""
+"""A request to the management API, as an operation's handler reads and answers it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Refused(Exception):
-    """The request is answered with this status and problem."""
+    """Makes the response this status and problem."""
 
     def __init__(self, status: int, problem: doc.Problem, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(problem.error)
@@ -29,7 +29,7 @@ class Refused(Exception):
 
 
 class Request:
-    """One request whose sender may make it."""
+    """One authorized request."""
 
     def __init__(self, exchange: Exchange, management: Management, access: AdminAccess, metrics: Metrics) -> None:
         self.exchange = exchange
@@ -39,16 +39,16 @@ class Request:
 
     @property
     def server(self) -> str:
-        """The server that the path names."""
+        """The server named in the path."""
         name: str = self.exchange.scope["path_params"]["name"]
         return name
 
     def may_read(self) -> bool:
-        """Return whether its sender may see what the gateway does, by the present config."""
+        """Return whether the client may read under the present config."""
         return self.access.may_read(self.exchange.headers, guarded=self.management.is_guarded)
 
     def may_change(self) -> bool:
-        """Return whether its sender may change what the gateway does, by the present config."""
+        """Return whether the client may make changes under the present config."""
         return self.access.may_change(self.exchange.headers, guarded=self.management.is_guarded)
 
     async def read_json(self) -> bytes:

@@ -1,4 +1,4 @@
-"""What the management API does, without HTTP: reads snapshots of the fleet, and asks the reloader for changes."""
+"""The management API without HTTP: reads snapshots of the fleet and requests changes from the reloader."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Management:
-    """One gateway, as those who run it see it."""
+    """One gateway from its operator's point of view."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Management:
         gauges: Mapping[str, Callable[[], int]] | None = None,
         audit_lines_dropped: Callable[[], int] = int,
     ) -> None:
-        """Make one; `gauges` reads those of `gateway.admin.metrics.FAMILIES` that only the frontends can count."""
+        """Create it; `gauges` reads the metrics in `gateway.admin.metrics.FAMILIES` that only the frontends know."""
         self.feed = Feed(router.fleet)
         self.gauges = gauges or {}
         self.audit_lines_dropped = audit_lines_dropped
@@ -62,24 +62,24 @@ class Management:
 
     @property
     def max_body(self) -> int:
-        """Bytes of the largest request body."""
+        """Maximum size of a request body in bytes."""
         return self._fleet.settings.max_body_bytes
 
     @property
     def reloads(self) -> dict[str, int]:
-        """How many changes of the config were applied and refused."""
+        """Number of config changes that were applied and refused."""
         return self._reloader.counts
 
     # Reading.
 
     @property
     def is_guarded(self) -> bool:
-        """Whether the config that holds now says who may use the gateway (section `access`)."""
+        """True if the present config has a section `access`."""
         access = self._fleet.config.access
         return access is not None and access.says_something
 
     def is_ready(self) -> bool:
-        """Whether clients should be sent here: every required server works, or starts with its next call."""
+        """Return whether clients can be served: every required server is ready or starts with its next call."""
         if self._draining():
             return False
         for server in self._fleet.config.servers.values():
@@ -93,7 +93,7 @@ class Management:
         return True
 
     def health(self) -> doc.Health:
-        """The gateway as a whole; 200 as soon as the socket is open, whatever the backends are doing."""
+        """Return the gateway's health; 200 as soon as the socket is open, whatever the state of the backends."""
         return doc.Health(
             status="draining" if self._draining() else "ok",
             transport=self._transport,
@@ -103,7 +103,7 @@ class Management:
         )
 
     def list_servers(self) -> doc.ServerList:
-        """All servers of the config, in its order."""
+        """Return all servers of the config, in its order."""
         details: dict[str, doc.ServerLine] = {}
         for name, config in self._fleet.config.servers.items():
             supervisor = self._fleet.supervisors.get(name)
@@ -121,14 +121,14 @@ class Management:
         return doc.ServerList(list(details), details)
 
     def list_tools(self) -> doc.Tools:
-        """The public names that clients see, by server; empty for one that lists none now."""
+        """Return the public names by server; empty for a server that lists none."""
         listed = self._fleet.snapshot().listed_by_backend(Kind.TOOLS)
         return doc.Tools({
             name: [public for public, _ in listed.get(name, [])] for name in self._fleet.supervisors
         })  # fmt: skip
 
     async def list_all(self) -> bytes:
-        """All that clients are offered, by kind, and the servers with problems and warnings; as a list waits."""
+        """Return the catalog by kind and the servers with problems and warnings; waits as a client's list does."""
         await self._fleet.first_starts()
         snapshot, statuses = self._fleet.snapshot(), self._fleet.statuses()
         pages = {kind.member: snapshot.page(kind, None, None, View.LATEST).joined for kind in Kind}
@@ -141,7 +141,7 @@ class Management:
         })
 
     def show_tree(self) -> doc.Tree:
-        """Who does what for whom, now."""
+        """Return the active sessions, calls and processes."""
         return make_tree(self.router, self.guard)
 
     def show_server(self, name: str) -> doc.ServerDetail:
@@ -173,7 +173,7 @@ class Management:
             stderr=[shown(line) for line in history.stderr],
         )
 
-    # Changing. All raise ConfigError, Busy and ShuttingDown, and have changed nothing then.
+    # Changing. All raise ConfigError, Busy and ShuttingDown without having changed anything.
 
     async def add(self, body: bytes) -> doc.Added:
         """Add or replace the servers of a config."""
@@ -191,17 +191,17 @@ class Management:
         return doc.Removed(name)
 
     async def switch(self, name: str, *, disabled: bool) -> doc.Done:
-        """Turn a server off or on. Raises UnknownServer."""
+        """Disable or enable a server. Raises UnknownServer."""
         applied = await self._reloader.switch(name, disabled=disabled)
         return doc.Done(name, "disabled" if disabled else "enabled", applied.not_ready.get(name))
 
     async def restart(self, name: str) -> doc.Done:
-        """Start a server anew. Raises UnknownServer and NotChangeable."""
+        """Restart a server. Raises UnknownServer and NotChangeable."""
         applied = await self._reloader.restart(name)
         return doc.Done(name, "restarted", applied.not_ready.get(name))
 
     async def reload(self) -> doc.Reloaded:
-        """Read the config file anew."""
+        """Reload the config file."""
         found = await self._reloader.reload("api")
         return doc.Reloaded(
             list(found.added), list(found.removed), list(found.changed), list(found.unchanged), found.not_ready
@@ -209,5 +209,5 @@ class Management:
 
 
 def _without_secrets(span: msgspec.Raw) -> Any:
-    """What a server says of itself, for people."""
+    """Return a server's description of itself with secrets masked."""
     return None if span is jsonrpc.ABSENT else SECRETS.mask_all(jsonrpc.decode_any(span))

@@ -1,4 +1,4 @@
-"""The live tree: session -> call -> backend -> process, how old each is and what it waits for."""
+"""The live tree: session -> call -> backend -> process, with ages and what each waits for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.router import Router
     from gateway.supervisor.fleet import Fleet
 
-_MAX_SHOWN = 200  # characters of a name that a client gives
+_MAX_SHOWN = 200  # maximum length of a name from a client
 
 
 class _Client(msgspec.Struct):
@@ -31,7 +31,7 @@ _clients = msgspec.json.Decoder(_Client)
 
 
 def make_tree(router: Router, guard: ChildGuard | None) -> Tree:
-    """Return everything that is under way at this moment."""
+    """Return the active sessions, calls and processes."""
     by_session: dict[tuple[str | None, str | None, str], list[PendingCall]] = {}
     for call in router.pending_calls():
         caller = call.call.caller

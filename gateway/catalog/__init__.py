@@ -1,8 +1,7 @@
-"""What all backends offer, under public names.
+"""The catalog: everything that the backends offer, under public names.
 
-`listing` turns one backend's raw lists into clean items (`salvage` those of an answer that is no JSON), `offers`
-chooses and describes tools, `names` gives public names, `parts` holds one backend's items under them, `ownership` and
-`uris` say who owns which URI, `scopes` narrows to what one caller sees, and `snapshot` merges parts into an immutable
-whole: a table that routes, and lists already encoded.
-Pure: no I/O; a snapshot never changes, it is replaced.
+`listing` turns one backend's raw lists into valid items (`salvage` recovers items from invalid JSON), `offers` selects
+and describes tools, `names` makes public names, `parts` holds one backend's items under them, `ownership` and `uris`
+resolve URIs to backends, `scopes` narrows to one caller's scope, and `snapshot` merges parts into an immutable routing
+table with encoded lists. Pure: no I/O. Snapshots are replaced, never changed.
 """

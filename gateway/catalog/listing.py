@@ -1,7 +1,7 @@
-"""One backend's lists, cleaned item by item: a malformed item is left out and named, it never spoils the list.
+"""Validation of one backend's lists: malformed items are dropped and reported, the rest is kept.
 
-SDK clients validate a whole list as one model, so what would break them (no name, a schema that is no object) has to
-go; everything else about an item passes as it is.
+SDK clients validate a list as one model, so an item that would break them (no name, a schema that is not an object)
+must be dropped; everything else passes through unchanged.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 MAX_ITEMS: Final = 20_000
-"""Most items of one kind that one backend may list; the rest is left out, so that no backend can fill the memory."""
+"""Limit of items of one kind for one backend; further ones are dropped, which bounds the memory."""
 MAX_PROBLEMS: Final = 20
-"""Most problems that are reported for one list."""
+"""Limit of reported problems for one list."""
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
@@ -31,29 +31,29 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     own: str
     raw: bytes
     hint: Hint = KEEP_NOTHING
-    """For how long the list that it came with may be kept."""
+    """The cache hint of the item's list."""
     era: Era | None = None
-    """The era whose session alone lists it, or lists it like this; None where eras do not differ in it."""
+    """The only era whose session lists it in this form; None if the eras do not differ."""
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
-    """What one backend offers; replaced whole when any of it changes."""
+    """One backend's lists; replaced whole on any change."""
 
     items: dict[Kind, tuple[Item, ...]] = {}
     capabilities: dict[str, msgspec.Raw] = {}
     instructions: str | None = None
     problems: dict[Kind, tuple[str, ...]] = {}
-    """What is wrong with each list, in sentences for people."""
+    """The problems of each list, as readable sentences."""
     unread: dict[Kind, bool] = {}
-    """Lists that were not read to their end, and whether reading them again may help."""
+    """Incomplete lists, each with whether reading it again may help."""
 
     gateways: tuple[str, ...] = ()
-    """The gateways that are behind the backend, where it is one."""
+    """The gateways behind the backend, if it is a gateway."""
     has_both_eras: bool = False
-    """Whether the lists of a session of each era are in it (`merge_eras`)."""
+    """Whether it includes the lists of both eras (`merge_eras`)."""
 
     def count(self, kind: Kind) -> int:
-        """How many items of a kind there are."""
+        """Return the number of items of a kind."""
         return len({item.own for item in self.items.get(kind, ())})
 
     @property
@@ -62,7 +62,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(text for kind in Kind for text in self.problems.get(kind, ()))
 
     def in_era(self, era: Era) -> Listing:
-        """What is listed in a session of one era."""
+        """Return the listing of a session of one era."""
         if not self.has_both_eras:
             return self
         items = {
@@ -72,9 +72,9 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, items=items, has_both_eras=False)
 
     def in_other_era(self, fresh: Listing, era: Era) -> Listing:
-        """What the other era is taken to list, without a session of it, where the one of `era` now lists `fresh`.
+        """Return the assumed listing of the other era, without a session of it, when `era` now lists `fresh`.
 
-        Only where the two differed does this listing count: all else is taken to be in both.
+        This listing counts only where the eras differed; everything else is assumed to be in both.
         """
         items: dict[Kind, tuple[Item, ...]] = {}
         for kind in {**self.items, **fresh.items}:
@@ -85,13 +85,13 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(fresh, items=items)
 
     def after(self, previous: Listing | None, era: Era) -> Listing:
-        """Return this listing of a new session with previous entries where another try may still bring them."""
+        """Return this listing of a new session, with previous entries where a retry may still succeed."""
         if previous is None:
             return self
         return keep_entries(self, previous.in_era(era), [kind for kind, again in self.unread.items() if again])
 
     def relisted(self, fresh: Listing) -> Listing:
-        """Return this listing with the lists of `fresh`, which is from the same session, in place of its own."""
+        """Return this listing with its lists replaced by those of `fresh`, from the same session."""
         kept = keep_entries(fresh, self, fresh.unread)
         items = {**self.items, **kept.items}
         unread = {kind: again for kind, again in self.unread.items() if kind not in kept.items} | kept.unread
@@ -107,7 +107,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def keep_entries(fresh: Listing, previous: Listing, kinds: Iterable[Kind]) -> Listing:
-    """Return `fresh` with the previous entries of these lists, which were not read to their end.
+    """Return `fresh` with the previous entries of these incomplete lists.
 
     An incomplete list replaces the previous one only if it has at least as many entries.
     """
@@ -116,13 +116,13 @@ def keep_entries(fresh: Listing, previous: Listing, kinds: Iterable[Kind]) -> Li
         known = previous.items.get(kind, ())
         if len(known) > len(items.get(kind, ())):
             items[kind] = known
-            problems[kind] = (*problems.get(kind, ()), f"the {len(known)} {kind.member} listed before are kept")
+            problems[kind] = (*problems.get(kind, ()), f"keeping the {len(known)} {kind.member} listed before")
     capabilities = offered_capabilities(fresh.capabilities, items)
     return msgspec.structs.replace(fresh, items=items, problems=problems, capabilities=capabilities)
 
 
 def merge_eras(listing: Listing, era: Era, other: Listing) -> Listing:
-    """Return what a backend lists in both eras: `listing` in a session of `era`, `other` in one of the other era."""
+    """Merge a backend's `listing` in `era` with its listing `other` in the other era."""
     items: dict[Kind, tuple[Item, ...]] = {}
     for kind in Kind:
         if kind not in listing.items and kind not in other.items:
@@ -154,13 +154,13 @@ def merge_eras(listing: Listing, era: Era, other: Listing) -> Listing:
 def offered_capabilities(
     declared: dict[str, msgspec.Raw], items: Mapping[Kind, tuple[Item, ...]]
 ) -> dict[str, msgspec.Raw]:
-    """Return the declared capabilities and those that a backend has without declaring them."""
+    """Return a backend's declared and undeclared capabilities."""
     silent = {kind.feature for kind, found in items.items() if found and not declares(declared, (kind.feature,))}
     return declared | dict.fromkeys(sorted(silent), jsonrpc.EMPTY_OBJECT) if silent else declared
 
 
 def declares(capabilities: Mapping[str, msgspec.Raw], path: Sequence[str]) -> bool:
-    """Whether one backend's capabilities declare this one, e.g. `("resources", "subscribe")`."""
+    """Return whether a backend's capabilities include this one, e.g. `("resources", "subscribe")`."""
     span = capabilities.get(path[0])
     if span is None or bytes(span) in {b"false", b"null"}:
         return False
@@ -183,7 +183,7 @@ _schemas = msgspec.json.Decoder(_Schema)
 def clean(
     kind: Kind, raws: Iterable[msgspec.Raw], hint: Hint = KEEP_NOTHING, *, max_items: int = MAX_ITEMS
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    """Turn the members of a list result into items; returns (items, what was changed or left out, and why)."""
+    """Turn the members of a list result into items; return (items, problems)."""
     items: dict[str, Item] = {}
     problems: list[str] = []
     for index, span in enumerate(raws):
@@ -197,9 +197,9 @@ def clean(
             continue
         shown = surrogates.without_lone_surrogates(item.raw)
         if shown is not item.raw:
-            # Many clients use parsers that refuse a whole list for one such escape.
+            # Many clients' parsers reject a whole list for one such escape.
             item = msgspec.structs.replace(item, raw=shown)
-            problems.append(f"{kind.member}[{index}] ({item.own!r}) holds halves of surrogate pairs, served as U+FFFD")
+            problems.append(f"{kind.member}[{index}] ({item.own!r}) contains lone surrogates, served as U+FFFD")
         if item.own in items:
             problems.append(f"{kind.member}[{index}] left out: {item.own!r} is listed twice")
             continue
@@ -208,7 +208,7 @@ def clean(
 
 
 def bound_problems(kind: Kind, problems: Sequence[str], most: int) -> tuple[str, ...]:
-    """Return the first problems of one list, and how many more there are."""
+    """Return the first problems of one list and the number of further ones."""
     more = len(problems) - most
     return (*problems[:most], f"{kind.member}: and {more} more") if more > 0 else tuple(problems)
 
@@ -223,10 +223,10 @@ def _item(kind: Kind, span: msgspec.Raw, hint: Hint) -> Item:
         text = f"its {kind.key!r} is empty"
         raise ValueError(text)
     if not kind.namespaced and _CONTROLS.search(own):
-        text = f"its {kind.key} {own!r} holds control characters, which no URI may"
+        text = f"its {kind.key} {own!r} contains control characters, which are invalid in a URI"
         raise ValueError(text)
     if kind is Kind.TOOLS:
-        # SDK clients refuse the whole list if one tool's inputSchema is not `{"type": "object", ...}`.
+        # SDK clients reject the whole list if one tool's inputSchema is not `{"type": "object", ...}`.
         try:
             schema = jsonrpc.read(_schemas, members.get("inputSchema", jsonrpc.ABSENT)).type
         except jsonrpc.UNDECODABLE:

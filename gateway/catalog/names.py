@@ -1,7 +1,7 @@
-"""Public names: `<namespace><separator><own name>`, shortened and made unique in a way that survives restarts.
+"""Public names: `<namespace><separator><own name>`, shortened and made unique deterministically.
 
 2026-07-28 server/tools, "Tool Names": 1 to 128 characters; several clients allow only 64, so the maximum is a setting.
-A name is looked up in a table, never taken apart.
+Names are looked up in a table, never parsed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HASH_LENGTH: Final = 8
-"""Hex digits of the hash that replaces what was cut off; 32 bits keep thousands of names apart."""
+"""Hex digits of the hash that replaces the truncated part; 32 bits distinguish thousands of names."""
 _UNSEEN: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
     r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
     r"\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-"""What breaks the lists that people are shown, and log lines, or makes two names look alike: control characters, line
-ends, format characters such as those that reverse the direction of text, tags, and what is not displayed at all
-(Unicode 16: Cc, Cf, Zl, Zp and Default_Ignorable_Code_Point)."""
+"""Characters that break displayed lists and log lines or make two names look alike: control characters, line ends,
+format characters such as bidirectional overrides, tags, and invisible characters (Unicode 16: Cc, Cf, Zl, Zp and
+Default_Ignorable_Code_Point)."""
 
 
 _NOT_STRICT: Final = re.compile(r"[^A-Za-z0-9_-]")
-"""What the APIs of models refuse in the name of a tool."""
+"""Characters that model APIs reject in tool names."""
 
 
 def _digest(text: str) -> str:
@@ -37,10 +37,10 @@ def _digest(text: str) -> str:
 
 
 def public_name(namespace: str, separator: str, own: str, max_length: int, *, is_strict: bool = False) -> str:
-    """The public name of a backend's item; one longer than `max_length` is cut and ends in a hash of the whole.
+    """Return the public name of a backend's item, truncated to `max_length` with a hash of the full name.
 
-    Control and format characters (with `is_strict` all but ASCII letters, digits, `_` and `-`) are served as `_`, with
-    such a hash, too, and lone surrogates as U+FFFD: the backend still gets the name that it gave.
+    Control and format characters (with `is_strict` all but ASCII letters, digits, `_` and `-`) are replaced by `_`,
+    also with a hash, and lone surrogates by U+FFFD; the backend still receives its own name.
     """
     own = surrogates.text_without_surrogates(own)
     full = f"{namespace}{separator}{own}" if namespace else own
@@ -52,27 +52,27 @@ def public_name(namespace: str, separator: str, own: str, max_length: int, *, is
 
 
 def shorten(full: str, max_length: int) -> str:
-    """Cut a name to `max_length` characters, deterministically."""
+    """Truncate a name to `max_length` characters, deterministically."""
     if len(full) <= max_length:
         return full
     return f"{full[: max_length - HASH_LENGTH - 1]}_{_digest(full)}"
 
 
 def distinct_name(taken: str, backend: str, own: str, max_length: int) -> str:
-    """Another name for an item whose public name another backend already has; depends on nothing but its arguments."""
-    tail = f"_{_digest(f'{backend} {own}')}"  # a server's name holds no space
+    """Return another name for an item whose public name is taken; a function of its arguments only."""
+    tail = f"_{_digest(f'{backend} {own}')}"  # a server's name contains no space
     return f"{taken[: max_length - len(tail)]}{tail}"
 
 
 class Claims:
-    """The prefixes of all servers' public names, of which each is kept for its server."""
+    """The prefixes of public names, each reserved for its server."""
 
     def __init__(self, namespaces: Iterable[str], separator: str) -> None:
         self._separator = separator
         self._prefixes = sorted({f"{namespace}{separator}" for namespace in namespaces if namespace})
 
     def within(self, namespace: str) -> tuple[str, ...]:
-        """The prefixes that the names of a server of this namespace can begin with and that are not its own."""
+        """Return other servers' prefixes with which the names of this namespace can begin."""
         own = f"{namespace}{self._separator}" if namespace else ""
         first = last = bisect_right(self._prefixes, own)
         while last < len(self._prefixes) and self._prefixes[last].startswith(own):

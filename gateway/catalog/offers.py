@@ -1,7 +1,7 @@
-"""Tools as they are offered: chosen, renamed, described otherwise, by a server's config or by the embedding program.
+"""Selection, renaming and redescription of tools by a server's config or the embedding program.
 
-What is not chosen is neither listed nor routed, and what is renamed goes to its owner under the owner's own name; all
-else passes as the backend says it. A config's choice is applied once, where a backend's part is made. Pure.
+Excluded tools are neither listed nor routed, and calls of a renamed tool reach its backend under the own name;
+everything else passes through unchanged. A config's choice is applied once, when a backend's part is made. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """How one tool is offered; None is as its backend says."""
+    """Overrides for one tool; None keeps the backend's value."""
 
     description: str | None = None
     schema: msgspec.Raw | None = None
@@ -31,7 +31,7 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 def described(raw: bytes, offer: Offer) -> bytes:
-    """A tool's entry as it is offered."""
+    """Return a tool's entry with its overrides."""
     changes: dict[str, object] = {}
     if offer.title is not None:
         changes["title"] = offer.title
@@ -46,14 +46,14 @@ def described(raw: bytes, offer: Offer) -> bytes:
 
 
 class Curated(msgspec.Struct, frozen=True, gc=False):
-    """One tool that is offered: its item with everything but the name as it is offered, and that name."""
+    """One offered tool: its item with all overrides but the name, and the offered name."""
 
     item: Item
     local: str
 
 
 def curate(items: Sequence[Item], choice: ToolChoice) -> Iterable[Curated]:
-    """The tools that are offered, in the server's order."""
+    """Return the offered tools, in the server's order."""
     if choice == ALL_TOOLS:
         return [Curated(item, item.own) for item in items]
     curated: list[Curated] = []
@@ -71,12 +71,12 @@ def curate(items: Sequence[Item], choice: ToolChoice) -> Iterable[Curated]:
 
 
 def loose_ends(items: Sequence[Item], choice: ToolChoice) -> tuple[str, ...]:
-    """What the config says of tools that the server does not list."""
+    """Return the parts of the tool config that match none of the server's tools."""
     listed = [item.own for item in items]
     found = [f"tools.overrides names {own!r}, which it does not list" for own in choice.overrides if own not in listed]
     if choice.include != ALL:
         for glob in choice.include:
             alone = msgspec.structs.replace(choice, include=(glob,), exclude=(), overrides={})
             if not any(alone.offers(own) for own in listed):
-                found.append(f"tools.include has {glob!r}, which fits none of its tools")
+                found.append(f"tools.include has {glob!r}, which matches none of its tools")
     return tuple(found)

@@ -1,13 +1,13 @@
-"""Who owns which URI, and under which URI clients see it.
+"""Ownership of URIs: the backend of each URI and the URI that clients see.
 
-A URI belongs to the first backend that lists it and stays as it is; only where a second backend lists the same one, the
-second's becomes `mcp+<server>:<URI>` or `ui://mcp+<server>/...` (`gateway.catalog.uris`), and so does one that names
-another server in this way, since both belong to that server alone, also while it has listed nothing. Invariant: what
-`public` gives for a URI that a backend lists leads back to that backend and that URI through `find`. Filled once, while
-a snapshot is made.
+A URI belongs to the first backend that lists it and stays unchanged. If a second backend lists the same one, the
+second's becomes `mcp+<server>:<URI>` or `ui://mcp+<server>/...` (`gateway.catalog.uris`). So does a URI that names
+another server in this form, since such URIs are reserved for that server even before it has listed anything. Invariant:
+for each URI that a backend lists, `find` maps the result of `public` back to that backend and URI. Filled once, while a
+snapshot is made.
 
-A link in a result need not be listed (2025-11-25 server/tools, "Resource Links"), but whoever gave it can be asked for
-it: `Links` remembers who that was, bounded for each backend; the link seen longest ago is forgotten first. Pure.
+A link in a result need not be listed (2025-11-25 server/tools, "Resource Links"), but the backend that sent it can be
+asked for it: `Links` remembers that backend, with a bound for each backend and least-recently-seen eviction. Pure.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from gateway.calls import Caller
 
 MAX_FOLDERS: Final = 32
-"""Path segments of a URI that are cut off, one by one, in search of a listed resource that it may be part of."""
+"""Limit of path segments removed one by one in search of a listed parent resource."""
 MAX_LINKS: Final = 1_024
-"""Links remembered of one backend; a search that returns thousands must not grow the memory."""
+"""Limit of remembered links for one backend; a search result may contain thousands."""
 MAX_READERS: Final = 4_096
-"""Clients whose pages are remembered, in 2 MB at most; one that is forgotten has to read its page again."""
+"""Limit of clients whose pages are remembered, in at most 2 MB; a forgotten client must read its page again."""
 MAX_LINK_LENGTH: Final = 2_048
-"""Characters of the longest link that is remembered; longer ones are data, not names."""
+"""Maximum length of a remembered link; longer ones are data, not names."""
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
-    """Who owns a public name, what the owner calls it, and whether it must be called as a task."""
+    """The backend of a public name, the own name there, and whether it must be called as a task."""
 
     backend: str
     own: str
@@ -43,7 +43,7 @@ class Route(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Renamed(msgspec.Struct):
-    """What of one backend is offered under another URI."""
+    """The resources of one backend that are offered under another URI."""
 
     resources: dict[str, str] = {}
     templates: list[str] = []
@@ -53,7 +53,7 @@ class Ownership:
     """The resources and templates of one snapshot."""
 
     def __init__(self, servers: Collection[str]) -> None:
-        """Make one without any; `servers` are all that there are, also those that have listed nothing."""
+        """Create it empty; `servers` are all servers, including those that have listed nothing."""
         self._servers = servers
         self.resources: dict[str, Route] = {}
         """Public URI -> its owner; links that tools declare included. Read only."""
@@ -62,10 +62,10 @@ class Ownership:
         self._renamed: dict[str, _Renamed] = {}
         self._schemes: dict[str, set[str]] = {}
 
-    # While the snapshot is made.
+    # Used while the snapshot is made.
 
     def claim(self, backend: str, own: str) -> str | None:
-        """Give a backend one of its resources; returns the public URI, None if even that is taken."""
+        """Assign a resource to its backend; return the public URI, or None if that is taken too."""
         found = self._claim(self.resources, backend, own)
         if found is not None and found != own:
             self._renamed.setdefault(backend, _Renamed()).resources[own] = found
@@ -90,7 +90,7 @@ class Ownership:
         return None
 
     def named_in(self, uri: str) -> tuple[str, str] | None:
-        """The server to which a URI belongs because it is named in it, and that server's own URI."""
+        """Return the server named in a URI and that server's own URI."""
         named = uris.split_any_case(uri)
         return named if named is not None and named[0] in self._servers else None
 
@@ -98,10 +98,10 @@ class Ownership:
         named = self.named_in(uri)
         return named is not None and named[0] != backend
 
-    # Afterwards.
+    # Used afterwards.
 
     def public(self, backend: str, uri: str) -> str:
-        """The URI under which clients see what this backend calls `uri`."""
+        """Return the public URI of this backend's `uri`."""
         if self._names_another(backend, uri):
             return uris.public(backend, uri)
         renamed = self._renamed.get(backend)
@@ -120,10 +120,11 @@ class Ownership:
         return uri
 
     def find(self, uri: str, linked: str | None = None) -> Route | None:
-        """Who is to be asked for a URI.
+        """Resolve a URI to its backend.
 
-        In this order: who lists it; the server that is named in it; who has the template that fits best; `linked`, who
-        has linked to it; who lists what it seems to be part of; the only backend that has URIs of its scheme.
+        The candidates, in this order: the backend that lists it; the server named in it; the backend with the best
+        matching template; `linked`, the backend that linked to it; the backend that lists a parent of it; the only
+        backend with URIs of its scheme.
         """
         route = self.resources.get(uri)
         if route is not None:
@@ -156,9 +157,9 @@ class Ownership:
 
 
 def template_weight(template: str, uri: str) -> int:
-    """How well a URI template (RFC 6570) fits: its number of literal characters, or -1 if they do not occur in order.
+    """Return how many literal characters of a URI template (RFC 6570) match in order, or -1 for no match.
 
-    Linear in the URI's length, so that a hostile template costs nothing; enough to find an owner, which then decides.
+    Linear in the URI's length, so that a hostile template is cheap; sufficient to find a backend, which then decides.
     """
     first, *rest = template.split("{")
     if not uri.startswith(first):
@@ -180,14 +181,14 @@ def template_weight(template: str, uri: str) -> int:
 
 
 class Links:
-    """Links seen in results, by backend, in the order in which they were seen last."""
+    """Links seen in results, by backend, in the order of their last use."""
 
     def __init__(self) -> None:
         self._seen: dict[str, dict[str, int]] = {}
         self._count = 0
 
     def learn(self, backend: str, uri: str) -> None:
-        """Note that a backend has linked to this URI."""
+        """Record that a backend has linked to this URI."""
         if len(uri) > MAX_LINK_LENGTH:
             return
         links = self._seen.setdefault(backend, {})
@@ -198,7 +199,7 @@ class Links:
         links[uri] = self._count
 
     def owner(self, uri: str, among: Collection[str] | None = None) -> str | None:
-        """The backend (one of `among`, if they are given) that linked to this URI last, or None."""
+        """Return the backend (out of `among`, if given) that last linked to this URI, or None."""
         found = [
             (links[uri], backend)
             for backend, links in self._seen.items()
@@ -212,10 +213,10 @@ class Links:
 
 
 class Pages:
-    """Which backends' pages (MCP Apps) each client has read, and so may show as apps.
+    """The backends whose pages (MCP Apps) each client has read and so may show as apps.
 
     A client is a session, else a principal, else an address: the requests of a modern client have nothing else in
-    common. The client that read longest ago is forgotten first.
+    common. The least recently active client is forgotten first.
     """
 
     def __init__(self, *, most: int = MAX_READERS) -> None:
@@ -223,7 +224,7 @@ class Pages:
         self._owners: dict[str | None, frozenset[str]] = {}
 
     def learn(self, caller: Caller, backend: str) -> None:
-        """Note that a client has read a page of this backend."""
+        """Record that a client has read a page of this backend."""
         key = caller.session or caller.origin
         owners = self._owners.pop(key, frozenset[str]())
         if len(self._owners) >= self._most:
@@ -231,7 +232,7 @@ class Pages:
         self._owners[key] = owners | {backend}
 
     def owners(self, caller: Caller) -> frozenset[str]:
-        """The backends whose pages this client has read."""
+        """Return the backends whose pages this client has read."""
         return self._owners.get(caller.session or caller.origin, frozenset())
 
     def retain(self, backends: Collection[str]) -> None:
@@ -240,7 +241,7 @@ class Pages:
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
-    """Which backend was asked what; for `resources/read` also the URI, as the backend and as the client knows it."""
+    """A request to a backend; for `resources/read` with both its own and its public URI."""
 
     backend: str
     method: str
@@ -249,9 +250,9 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
 
 def publish(owners: Ownership, links: Links, asked: Asked, result: bytes) -> bytes:
-    """A backend's result with each of its URIs as clients see it; what nobody lists is learned on the way.
+    """Return a backend's result with public URIs, and learn the unlisted ones as links.
 
-    The very same bytes come back wherever no URI has to be changed, which is nearly always.
+    Returns the same object if no URI changes, which is nearly always the case.
     """
     if not uris.may_link(result):
         return result
@@ -268,7 +269,7 @@ def publish(owners: Ownership, links: Links, asked: Asked, result: bytes) -> byt
 
 
 def publish_error(asked: Asked, data: bytes | None) -> bytes | None:
-    """The data of a backend's error with the resource's URI as the client gave it (`data.uri`)."""
+    """Return the data of a backend's error with the client's URI as `data.uri`."""
     if data is None or asked.own == asked.public:
         return data
     try:

@@ -1,6 +1,6 @@
 """One backend's listing under public names: a `Part`, made once per change of that backend.
 
-What a part holds is encoded already, so that merging parts into a snapshot only concatenates. Pure.
+The entries of a part are already encoded, so that merging parts into a snapshot only concatenates. Pure.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     own: str
     raw: bytes
     link: str = ""
-    """The resource that a tool is shown with (MCP Apps)."""
+    """The page of a tool (MCP Apps)."""
     task: bool = False
     """Whether this tool must be called as a task."""
     local: str = ""
-    """What follows the namespace in its public name; empty for its own name."""
+    """The part after the namespace in its public name; empty for its own name."""
     known_as: str = ""
-    """The public name in the config's own naming, where a view or the client gives another one."""
+    """The public name under the config's naming, if a view or the client uses another."""
     era: Era | None = None
-    """The era whose clients alone see it; None for both."""
+    """The only era whose clients see it; None for both."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ class Part(msgspec.Struct, frozen=True):
     entries: dict[Kind, tuple[Entry, ...]]
     namespace: str = ""
     loose_ends: tuple[str, ...] = ()
-    """What the config says of tools that are not there."""
+    """Parts of the tool config that match no tool."""
     routes: dict[Kind, dict[str, Route] | None] = {}
     """A memo of `plain_routes`."""
     joined: dict[tuple[Kind, tools.View], bytes] = {}
@@ -67,26 +67,26 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Naming(msgspec.Struct, frozen=True):
-    """How public names are made."""
+    """The rules for public names."""
 
     separator: str = "."
     max_length: int = 128
     is_strict: bool = False
-    """Whether they hold ASCII letters, digits, `_` and `-` alone."""
+    """Whether names are limited to ASCII letters, digits, `_` and `-`."""
 
     def chosen(self, choice: NameChoice) -> Naming:
-        """Return the naming for a client with this choice; one that chooses a separator passes names to a model."""
+        """Return the naming for a client's choice; a client that chooses a separator passes names to a model."""
         is_strict = self.is_strict or choice.separator is not None
         return Naming(choice.separator or self.separator, choice.max_length or self.max_length, is_strict)
 
 
 def rank(part: Part) -> tuple[int, bool]:
-    """The order in which parts get their public names: who is named by more of a name, or by its own name, is first."""
+    """Return the sort key for assigning public names: longer namespaces and own names come first."""
     return -len(part.namespace), part.namespace != part.backend
 
 
 def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, choice: ToolChoice = ALL_TOOLS) -> Part:
-    """Give one backend's items their public names; of its tools, those that its config offers."""
+    """Make a part: one backend's items under public names, with the tools that its config offers."""
     entries: dict[Kind, tuple[Entry, ...]] = {}
     unclear: list[str] = []
     has_tasks = declares(listing.capabilities, ("tasks", "requests", "tools", "call"))
@@ -100,7 +100,9 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, ch
         for curated in curate(items, choice if kind is Kind.TOOLS else ALL_TOOLS):
             item, local = curated.item, curated.local
             if kind is Kind.TOOLS and choice.excludes and is_unclear(kind, item.raw):
-                unclear.append(f"tool {item.own!r} spells its name twice, so it is not offered beside exclusions")
+                unclear.append(
+                    f"tool {item.own!r} has duplicate name members and is not offered, since tools are excluded"
+                )
                 continue
             public = names.public_name(namespace, naming.separator, local, naming.max_length)
             raw = renamed(kind, item.raw, item.own, public)
@@ -113,15 +115,16 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, ch
 
 
 def is_unclear(kind: Kind, raw: bytes) -> bool:
-    """Whether an item spells its name or URI a second time, so that a client may read another one than the gateway."""
+    """Return whether an item has duplicate name or URI members, which a client may read differently."""
     return _KEYS[kind].second_spelling(raw) is not None
 
 
 def plain_routes(part: Part, kind: Kind) -> dict[str, Route] | None:
-    """Who owns what of a part whose entries can all be placed as they are, unless another part has one of the names.
+    """Return the routes of a part whose entries need no individual placement; None for any other part.
 
-    Made once a part, so that a snapshot of hundreds only merges tables. None: an entry must be looked at by itself,
-    since its name comes twice, it links to a resource, or its parameters are mirrored into headers.
+    Computed once for each part, so that a snapshot of hundreds only merges tables. An entry needs individual placement
+    if its name is duplicated, it links to a resource, or its parameters are mirrored into headers. Names taken by other
+    parts are not considered.
     """
     if kind not in part.routes:
         entries = part.entries.get(kind, ())
@@ -132,12 +135,12 @@ def plain_routes(part: Part, kind: Kind) -> dict[str, Route] | None:
 
 
 def join_part(part: Part, kind: Kind, view: tools.View) -> bytes:
-    """A part's entries as they are, as clients of one class of versions see them; made once a part."""
+    """Return a part's unchanged entries for one class of protocol versions; computed once for each part."""
     found = part.joined.get((kind, view))
     if found is None:
         found = join_entries(part.entries.get(kind, ()), kind, view)
         for other in part.joined.values():
-            if other == found:  # as nearly always: then it is kept once
+            if other == found:  # nearly always the same: then it is stored once
                 found = other
                 break
         part.joined[kind, view] = found
@@ -145,7 +148,7 @@ def join_part(part: Part, kind: Kind, view: tools.View) -> bytes:
 
 
 def hint_of_part(part: Part, kind: Kind) -> Hint:
-    """For how long a backend's list may be kept. An empty one has nowhere to say it, and may be full any moment."""
+    """Return the cache hint of a backend's list. An empty list has none and may fill at any moment."""
     found = part.hints.get(kind)
     if found is None:
         items = part.listing.items[kind]
@@ -154,7 +157,7 @@ def hint_of_part(part: Part, kind: Kind) -> Hint:
 
 
 def fill_memos(part: Part) -> None:
-    """Make what every list takes from a part, as soon as there is one: whoever lists hundreds would wait for it."""
+    """Compute a part's memos in advance, since the first list of hundreds of parts would wait for them."""
     for kind in part.entries:
         if kind.namespaced:
             plain_routes(part, kind)
@@ -163,13 +166,13 @@ def fill_memos(part: Part) -> None:
 
 
 def join_entries(entries: Iterable[Entry], kind: Kind, view: tools.View) -> bytes:
-    """What stands between the brackets of a list."""
+    """Return the entries joined with commas."""
     raws = [entry.raw for entry in entries if entry.era is None or entry.era is view.era]
     return tools.join_shown(raws, view) if kind is Kind.TOOLS else b",".join(raws)
 
 
 def renamed(kind: Kind, raw: bytes, own: str, public: str) -> bytes:
-    """An item's JSON under another name."""
+    """Return an item's JSON with another name."""
     if own == public:
         return raw
     members: dict[str, object] = dict(jsonrpc.decode_object(raw))
@@ -178,7 +181,7 @@ def renamed(kind: Kind, raw: bytes, own: str, public: str) -> bytes:
 
 
 def merge_instructions(parts: Sequence[Part], *, limit: int) -> str | None:
-    """The instructions of all backends, each under a heading with its name, cut to `limit` characters."""
+    """Merge the backends' instructions under headings with their names, truncated to `limit` characters."""
     blocks = [f"# {part.backend}\n\n{text.strip()}" for part in parts if (text := part.listing.instructions)]
     if not blocks:
         return None
@@ -186,9 +189,9 @@ def merge_instructions(parts: Sequence[Part], *, limit: int) -> str | None:
 
 
 def merge_extensions(parts: Sequence[Part]) -> dict[str, msgspec.Raw]:
-    """The extensions that backends declare, with the settings of the first that does; only those that are relayed.
+    """Merge the relayed extensions that backends declare, each with its first settings.
 
-    Servers of MCP Apps seldom declare theirs: to have pages is enough.
+    Servers of MCP Apps seldom declare theirs, so pages are sufficient.
     """
     found: dict[str, msgspec.Raw] = {}
     for part in parts:
@@ -209,5 +212,5 @@ def _has_pages(part: Part) -> bool:
 
 
 def has_capability(parts: Sequence[Part], path: Sequence[str]) -> bool:
-    """Whether any backend declares a capability, e.g. `("resources", "subscribe")`."""
+    """Return whether any backend declares a capability, e.g. `("resources", "subscribe")`."""
     return any(declares(part.listing.capabilities, path) for part in parts)

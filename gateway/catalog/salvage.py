@@ -1,8 +1,9 @@
-"""What can be kept of a list answer that is no JSON: its items are cut apart leniently, and those that decode are kept.
+"""Recovery of list responses that are invalid JSON: split leniently into items, keep those that decode.
 
-One tool with a lone surrogate, a NaN or brackets 50,000 deep makes the whole message undecodable. Only then is it
-looked at here: a scanner that knows strings, brackets and commas, and nothing else of JSON, finds where each item
-begins and ends. Without recursion, bounded in its work, never raises; what it keeps has been decoded strictly. Pure.
+One tool with a lone surrogate, a NaN or 50,000 nested brackets makes the whole message undecodable. Only such messages
+get here: a scanner that recognizes strings, brackets and commas, and nothing else of JSON, finds the bounds of each
+item. It does not recurse, its work is bounded, and it never raises; the recovered items have been decoded strictly.
+Pure.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from gateway.eras.methods import Kind
 
 MAX_TOKENS: Final = 400_000
-"""Strings, brackets and commas that are looked at (0.2 s here); a longer answer is given up as a whole."""
+"""Limit of scanned strings, brackets and commas (0.2 s); a longer response is dropped entirely."""
 MAX_NAMED: Final = 20
-"""Most of the items left out that are named."""
+"""Limit of dropped items reported by name."""
 
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _MEMBER = re.compile(rb'\s*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*', re.DOTALL)
@@ -31,18 +32,18 @@ _items = msgspec.json.Decoder(msgspec.Raw)
 
 
 class _TooMuchError(Exception):
-    """The scanner has done what it may do, or a string or bracket has no end."""
+    """The scanner has reached its limit, or a string or bracket is unterminated."""
 
 
 class _Scanner:
-    """Cuts one message; `max_tokens` bounds its tokens over all calls."""
+    """Splits one message; `max_tokens` bounds its tokens over all calls."""
 
     def __init__(self, data: bytes, max_tokens: int) -> None:
         self.data = data
         self._left = max_tokens
 
     def pieces(self, start: int) -> Iterator[tuple[int, int]]:
-        """What stands between the commas of the array or object that opens at `start`, as (from, to)."""
+        """Yield the spans between the commas of the array or object that opens at `start`."""
         depth, begin = 0, start + 1
         for token in _TOKEN.finditer(self.data, start):
             self._left -= 1
@@ -62,7 +63,7 @@ class _Scanner:
         raise _TooMuchError
 
     def member(self, start: int, name: str) -> tuple[int, int] | None:
-        """The value of a member of the object that opens at `start`; the last one, if there are several."""
+        """Return the last value of a member of the object that opens at `start`."""
         found = None
         for begin, end in self.pieces(start):
             key = _MEMBER.match(self.data, begin, end)
@@ -72,9 +73,9 @@ class _Scanner:
 
 
 def salvage(data: bytes, kind: Kind, *, max_tokens: int = MAX_TOKENS) -> tuple[bytes, tuple[str, ...]] | None:
-    """A list answer without the items that are no JSON, and what was left out and why.
+    """Return a list response without its invalid items, and a problem for each of them.
 
-    None if it cannot be cut apart, or is no JSON outside of its items either.
+    Returns None if it cannot be split or is also invalid outside its items.
     """
     scanner = _Scanner(data, max_tokens)
     kept: list[bytes] = []
@@ -94,7 +95,7 @@ def salvage(data: bytes, kind: Kind, *, max_tokens: int = MAX_TOKENS) -> tuple[b
                 jsonrpc.read(_items, item)
             except jsonrpc.UNDECODABLE as exc:
                 name = _name_of(scanner, kind, begin, end)
-                problems.append(f"{kind.member}[{index}]{name} left out: no valid JSON: {exc}")
+                problems.append(f"{kind.member}[{index}]{name} left out: invalid JSON: {exc}")
             else:
                 kept.append(item)
     except (_TooMuchError, ValueError):
@@ -112,13 +113,13 @@ def _opening(data: bytes, place: tuple[int, int], bracket: bytes) -> int:
     while begin < end and data[begin] in b" \t\r\n":
         begin += 1
     if data[begin : begin + 1] != bracket or begin >= end:
-        text = f"there is no {bracket!r} where it should be"
+        text = f"expected {bracket!r}"
         raise ValueError(text)
     return begin
 
 
 def _name_of(scanner: _Scanner, kind: Kind, begin: int, end: int) -> str:
-    """The item's name, where it can be found, as it is put into a problem."""
+    """Return the item's name for a problem; empty if it cannot be found."""
     try:
         place = scanner.member(_opening(scanner.data, (begin, end), b"{"), kind.key)
     except (_TooMuchError, ValueError):

@@ -1,7 +1,7 @@
-"""Snapshots narrowed to what one caller may see, and views, which are a choice under names of their own.
+"""Snapshots narrowed to a caller's scope, and views, which are selections with their own names.
 
-What is left out of a snapshot cannot be told from what never was: tables, lists, instructions and capabilities of the
-narrowed one are made of what is left alone. Pure.
+Excluded items are indistinguishable from nonexistent ones: tables, lists, instructions and capabilities of the narrowed
+snapshot are built from the remaining items only. Pure.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from gateway.config.model import Config, ServerConfig
 
 _HASHED: Final = re.compile(rf"_[0-9a-f]{{{names.HASH_LENGTH}}}\Z")
-"""The end of a name that was shortened or made distinct."""
+"""The suffix of a name that was shortened or made distinct."""
 _OF_RESOURCES: Final = (Kind.RESOURCES, Kind.TEMPLATES)
 
 
 class NamedView(msgspec.Struct, frozen=True):
-    """A view: what of the gateway it shows, and how names are made in it; None is as everywhere else."""
+    """A view: its selection and its naming rules; None is the gateway's own."""
 
     scope: Scope = EVERYTHING
     naming: Naming | None = None
@@ -52,15 +52,15 @@ def make_views(config: Config) -> dict[str, NamedView]:
 
 
 class Placed(Protocol):
-    """A snapshot, as far as it is narrowed here."""
+    """The part of a snapshot's interface that narrowing uses."""
 
     def placed(self, kind: Kind, backend: str) -> Sequence[Entry]:
-        """A backend's entries as they are offered."""
+        """Return a backend's entries as offered."""
         ...
 
 
 def narrowed(snapshot: Placed, part: Part, scope: Scope) -> Part:
-    """A backend's part with nothing in it but what this scope sees, under the names that the snapshot has given."""
+    """Return a backend's part reduced to this scope, under the snapshot's names."""
     backend, listing = part.backend, part.listing
     entries = {
         kind: tuple(entry for entry in part.entries[kind] if not is_unclear(kind, entry.raw))
@@ -74,7 +74,7 @@ def narrowed(snapshot: Placed, part: Part, scope: Scope) -> Part:
             if _sees(scope, kind, names_of(backend, entry)) and not is_unclear(kind, entry.raw)
         )
     if not scope.whole_servers and not any(entries.values()):
-        # Nothing of it may be used: then nothing must tell of it either, neither what it says nor what it can do.
+        # Nothing of it may be used, so its instructions and capabilities must not reveal it either.
         listing = msgspec.structs.replace(listing, capabilities={}, instructions=None)
     elif not scope.resources and "resources" in listing.capabilities:
         left = {name: span for name, span in listing.capabilities.items() if name != "resources"}
@@ -83,13 +83,13 @@ def narrowed(snapshot: Placed, part: Part, scope: Scope) -> Part:
 
 
 def names_of(backend: str, entry: Entry) -> tuple[str, ...]:
-    """The names of a tool or prompt that globs are held against."""
+    """Return the names of a tool or prompt that globs are matched against."""
     known = (entry.known_as or entry.public, f"{backend}.{entry.own}")
     return (*known, f"{backend}.{entry.local}") if entry.local else known
 
 
 def renamed_part(part: Part, naming: Naming) -> Part:
-    """A backend's part under the names of a view."""
+    """Return a backend's part under the names of a view."""
 
     def rename(kind: Kind, entry: Entry) -> Entry:
         local, most = entry.local or entry.own, naming.max_length
@@ -109,9 +109,9 @@ def renamed_part(part: Part, naming: Naming) -> Part:
 def may_see(
     limits: Iterable[Scope], kind: Kind, server: ServerConfig, name: str, namings: tuple[Naming, Naming]
 ) -> bool:
-    """Whether a name that nobody is known to own may be one of this backend's in scope; True where nobody can tell.
+    """Return whether an unknown name may belong to this backend in scope; True if undecidable.
 
-    `namings` are that of the name and that of public names outside views.
+    `namings` are the naming rules of the name and those outside views.
     """
     here, everywhere = namings
     namespace = server.effective_namespace

@@ -1,9 +1,9 @@
-"""Listings merged into one immutable whole: a table that routes, and lists that are already encoded.
+"""Snapshots: listings merged into an immutable routing table with encoded lists.
 
 A snapshot only concatenates parts, so that a change of one backend re-encodes only what that backend lists. Names stay
-in the routing table while a backend is away: a known name never becomes an unknown one. `within` gives the snapshot
-that a caller of some scope sees, another whole of the same kind, made once. Lists come in pages, with cursors between
-them (server/utilities/pagination), and `ListNews` compares two snapshots.
+in the routing table while a backend is unavailable: a known name never becomes unknown. `within` returns the snapshot
+for a caller's scope, computed once. Lists come in pages, with cursors between them (server/utilities/pagination), and
+`ListNews` compares two snapshots.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ if TYPE_CHECKING:
     from gateway.config.model import ServerConfig
 
 MAX_SCOPED: Final = 256
-"""Scopes for which a narrowed snapshot is kept; with more, the one made first is made again when it is next needed."""
+"""Limit of cached narrowed snapshots; beyond it the oldest is dropped and recomputed when next needed."""
 
 
 class Page(msgspec.Struct, frozen=True):
     """A run of a list's entries, and the cursor of the next run."""
 
     chunks: tuple[bytes, ...]
-    """Encoded entries, some of them joined; all joined they are what stands between the list's brackets."""
+    """Encoded entries, some of them already joined."""
     next_cursor: str | None
 
     @property
     def joined(self) -> bytes:
-        """What stands between the list's brackets."""
+        """All entries joined with commas."""
         return b",".join(self.chunks)
 
 
 class Snapshot:
-    """All parts at one moment. Immutable but for memos of what can be derived from it."""
+    """All parts at one moment. Immutable except for memos of derived data."""
 
     def __init__(
         self,
@@ -80,9 +80,9 @@ class Snapshot:
     ):
         """Merge parts in their order; only entries of backends in `listed` are listed, all of them are routed.
 
-        With `offers` there are no tools but these. `backends` are all that can be seen in it, also those that never
-        listed anything. `namespaces` are those of all servers, whose prefixes are kept for them. `is_named` says that
-        the entries of the parts bear their public names already.
+        With `offers` it contains only these tools. `backends` are all visible backends, including those that have never
+        listed anything. `namespaces` are those of all servers, whose prefixes are reserved. `is_named` says that the
+        entries of the parts already have their public names.
         """
         self.parts = tuple(parts)
         self.listed = listed
@@ -91,11 +91,13 @@ class Snapshot:
         self.views = views or {}
         self.clashes: list[str] = []
         self.limits: tuple[Scope, ...] = ()
-        """What this was narrowed by."""
+        """The scopes that it was narrowed to."""
         self.known_as: dict[str, str] = {}
-        """The names that rules and the audit go by, where this has others."""
+        """The names used by rules and the audit, where they differ from those of this snapshot."""
         self._is_personal = False
-        self._everywhere = self.naming  # a reference to itself would hold a snapshot until the collector comes by
+        self._everywhere = (
+            self.naming
+        )  # a reference cycle would keep a snapshot alive until the next garbage collection
         self._scoped: dict[Scope, Snapshot] = {}
         self._namespaces = {part.backend: part.namespace for part in parts} if namespaces is None else namespaces
         self._claims = names.Claims(() if is_named else self._namespaces.values(), self.naming.separator)
@@ -126,7 +128,7 @@ class Snapshot:
                         self._differing.add(kind)
 
     def _choose(self, offers: Mapping[str, Offer]) -> None:
-        """Leave only the tools that are offered, as they are offered; names have been given out by now."""
+        """Reduce the tools to the offered ones with their overrides; names have already been assigned."""
         routes = self._routes[Kind.TOOLS]
         self._routes[Kind.TOOLS] = {name: route for name, route in routes.items() if name in offers}
         for part in self.parts:
@@ -136,14 +138,16 @@ class Snapshot:
                 if offer is None:
                     continue
                 kept.append(msgspec.structs.replace(entry, raw=described(entry.raw, offer)))
-                if offer.schema is not None:  # what clients mirror into headers, they find in the schema that they see
+                if (
+                    offer.schema is not None
+                ):  # clients find the parameters to mirror into headers in the schema that they see
                     self._mirrored[entry.public] = annotations_of(kept[-1].raw)
             self._placed[Kind.TOOLS, part.backend] = kept
 
-    # What callers of other scopes see.
+    # Scopes.
 
     def within(self, scope: Scope | None) -> Snapshot:
-        """What a caller of this scope sees; the same object as long as it is kept."""
+        """Return the snapshot for this scope; the same object while it is cached."""
         if scope is None:
             return self
         known = self._scoped.get(scope)
@@ -175,7 +179,7 @@ class Snapshot:
         return seen if view.naming is None or view.naming == self.naming else seen._under(view.naming)
 
     def _under(self, naming: Naming) -> Snapshot:
-        """One that has been narrowed, under other names."""
+        """Return a narrowed snapshot under other names."""
         parts = [renamed_part(part, naming) for part in self.parts]
         found = Snapshot(parts, listed=self.listed, naming=naming, backends=self.backends, namespaces=self._namespaces)
         found.limits, found._everywhere = self.limits, self._everywhere
@@ -186,7 +190,7 @@ class Snapshot:
         return found
 
     def _narrowed(self, scope: Scope) -> Snapshot:
-        """Without what is out of scope; names that are left are the same ones."""
+        """Return the snapshot reduced to a scope, under the same names."""
         backends = [name for name in self.backends if scope.sees_server(name)]
         parts = [narrowed(self, part, scope) for part in self.parts if scope.sees_server(part.backend)]
         found = Snapshot(
@@ -202,25 +206,25 @@ class Snapshot:
 
     @property
     def whole_servers(self) -> bool:
-        """Whether its backends are seen as a whole, if they are seen at all."""
+        """Whether each visible backend is visible as a whole."""
         return all(scope.whole_servers for scope in self.limits)
 
     @property
     def any_resource(self) -> bool:
-        """Whether a backend that is seen may be asked for resources that it does not list."""
+        """Whether visible backends may be asked for unlisted resources."""
         return all(scope.resources for scope in self.limits)
 
     def may_own(self, kind: Kind, server: ServerConfig, name: str) -> bool:
-        """Whether a backend, which perhaps has never listed anything, might have something seen under this name."""
+        """Return whether a backend, perhaps without a listing yet, might own this name."""
         return all(scope.sees_server(server.name) for scope in self.limits) and may_see(
             self.limits, kind, server, name, (self.naming, self._everywhere)
         )
 
     def placed(self, kind: Kind, backend: str) -> Sequence[Entry]:
-        """A backend's entries as they are offered, also while they are not listed."""
+        """Return a backend's entries as offered, even while they are not listed."""
         return self._placed.get((kind, backend), ())
 
-    # How it is made.
+    # Construction.
 
     def _add(self, part: Part, kind: Kind) -> None:
         entries, routes = part.entries.get(kind, ()), self._routes[kind]
@@ -239,7 +243,7 @@ class Snapshot:
                 if found is not None:
                     placed.append(found)
                 continue
-            # The URI is its identity, and changed only where another backend has it too.
+            # The URI is its identity and changes only if another backend lists it too.
             public = claim(part.backend, entry.own)
             if public == entry.public:
                 placed.append(entry)
@@ -252,26 +256,28 @@ class Snapshot:
                 raw = renamed(kind, entry.raw, entry.public, public)
                 placed.append(msgspec.structs.replace(entry, public=public, raw=raw))
         is_plain = len(placed) == len(entries) and all(map(operator.is_, placed, entries))
-        self._placed[kind, part.backend] = entries if is_plain else placed  # what is known of a part holds if it is
+        self._placed[kind, part.backend] = entries if is_plain else placed  # the memos of a part are valid only then
 
     def _place_named(self, backend: str, kind: Kind, entry: Entry, others: tuple[str, ...]) -> Entry | None:
-        """Route a tool or prompt; `others` are prefixes of other servers that its name may begin with."""
+        """Route a tool or prompt; `others` are the prefixes of other servers that its name may begin with."""
         routes, placed = self._routes[kind], entry
 
         def is_taken(name: str) -> bool:  # not by the same one, as the other era lists it
             return (owner := routes.get(name)) is not None and (owner.backend, owner.own) != (backend, entry.own)
 
-        is_claim = not entry.local and entry.public.startswith(others)  # a name from the config is the operator's wish
+        is_claim = not entry.local and entry.public.startswith(
+            others
+        )  # a name from the config is the operator's choice
         if is_claim or is_taken(entry.public):
             other = names.distinct_name(entry.public, backend, entry.own, self.naming.max_length)
-            if is_taken(other):  # no accident: somebody lists the very name that this one would get
+            if is_taken(other):  # deliberate: another server lists the exact name that this one would get
                 self.clashes.append(
-                    f"{kind.member} {entry.public!r} of {backend!r} is left out: {other!r} is taken too"
+                    f"{kind.member} {entry.public!r} of {backend!r} is left out: {other!r} is also taken"
                 )
                 return None
             self.clashes.append(f"{kind.member} {entry.public!r} of {backend!r} is offered as {other!r}")
             raw = renamed(kind, entry.raw, entry.public, other)
-            # Rules and views that name the other server must not mean this one.
+            # Rules and views for the other server must not match this one.
             known_as = f"{backend}.{entry.own}" if is_claim else entry.known_as
             placed = msgspec.structs.replace(entry, public=other, raw=raw, known_as=known_as)
         if entry.link:
@@ -284,40 +290,40 @@ class Snapshot:
             self._mirrored[placed.public] = annotations_of(placed.raw)
         return placed
 
-    # What is in it.
+    # Contents.
 
     def mirrored_params(self, public: str) -> Annotations:
-        """The parameters of a tool that its clients must mirror into `Mcp-Param-*` headers."""
+        """Return a tool's parameters that clients must mirror into `Mcp-Param-*` headers."""
         return self._mirrored.get(public, ())
 
     def listed_by_backend(self, kind: Kind) -> dict[str, list[tuple[str, str]]]:
-        """What is listed of each backend, as (public name, own name) in the list's order."""
+        """Return the listed (public name, own name) pairs of each backend, in list order."""
         found: dict[str, dict[str, str]] = {}
         for entry in self._lists[kind]:
             found.setdefault(self._routes[kind][entry.public].backend, {})[entry.public] = entry.own
         return {backend: list(pairs.items()) for backend, pairs in found.items()}
 
     def route(self, kind: Kind, public: str) -> Route | None:
-        """Who owns this name; also of backends that are not listed now."""
+        """Return the route of a name, also of backends that are not listed now."""
         return self._routes[kind].get(public)
 
     def hint(self, kind: Kind) -> Hint:
-        """For how long a list may be kept: as long as the part of it that may be kept least."""
+        """Return the cache hint of a list: the shortest of its parts."""
         found = self._hints.get(kind)
         if found is None:
             listed = [part for part in self.parts if part.backend in self.listed and kind in part.listing.items]
             found = merge_hints(hint_of_part(part, kind) for part in listed)
-            if self._is_personal:  # a cache must not show it to others, who ask at the same endpoint
+            if self._is_personal:  # a cache must not share it with other clients of the same endpoint
                 found = msgspec.structs.replace(found, public=False)
             self._hints[kind] = found
         return found
 
     def same_list(self, other: Snapshot, kind: Kind, era: Era | None = None) -> bool:
-        """Whether a client of this era (None: of any) would see the same list of this kind."""
+        """Return whether a client of this era (None: of either) would see the same list of this kind."""
         return self._seen_in(era, kind) == other._seen_in(era, kind)
 
     def _seen_in(self, era: Era | None, kind: Kind) -> list[Entry]:
-        """What clients of an era see of a list; the same in both, nearly always."""
+        """Return the entries that clients of an era see; nearly always the same in both."""
         if era is None or kind not in self._differing:
             return self._lists[kind]
         found = self._by_era.get((kind, era))
@@ -327,20 +333,20 @@ class Snapshot:
         return found
 
     def page(self, kind: Kind, cursor: str | None, size: int | None, view: View = View.MODERN) -> Page:
-        """One page of a list, as clients of one class of versions see it.
+        """Return one page of a list for one class of protocol versions.
 
         Raises:
-            InvalidParams: the cursor is none of ours (server/utilities/pagination).
+            InvalidParams: the cursor is unknown (server/utilities/pagination).
         """
         entries, start = self._seen_in(view.era, kind), 0
         if cursor is not None:
             start, last = decode_cursor(kind, cursor)
             if not 0 < start <= len(entries) or entries[start - 1].public != last:
-                # The list has changed since: continue behind that entry, or where it stood if it is gone.
+                # The list has changed since: continue after that entry, or at its former position.
                 behind = (position for position, entry in enumerate(entries, 1) if entry.public == last)
                 start = next(behind, min(start, len(entries)))
         if kind is not Kind.TOOLS and kind not in self._differing:
-            view = View.MODERN  # they look the same to all
+            view = View.MODERN  # the same for all eras
         memo = self._pages.get((kind, start, size, view))
         if memo is not None:
             return memo
@@ -355,24 +361,24 @@ class Snapshot:
                 if part.backend in self.listed and (placed := self.placed(kind, part.backend)):
                     is_plain = placed is part.entries.get(kind)
                     joined = join_part(part, kind, view) if is_plain else join_entries(placed, kind, view)
-                    if joined:  # not all of another era
+                    if joined:  # some are visible in this era
                         chunks.append(joined)
         page = self._pages[kind, start, size, view] = Page(tuple(chunks), following)
         return page
 
 
 def encode_cursor(kind: Kind, index: int, last: str) -> str:
-    """The cursor of the page that begins at `index`, behind the entry named `last`."""
+    """Encode the cursor of the page that begins at `index`, after the entry named `last`."""
     return base64.urlsafe_b64encode(jsonrpc.encode([kind.member, index, last])).decode()
 
 
 def decode_cursor(kind: Kind, cursor: str) -> tuple[int, str]:
-    """What `encode_cursor` was given.
+    """Return the arguments of `encode_cursor`.
 
     Raises:
-        InvalidParams: the cursor is none of ours.
+        InvalidParams: the cursor is unknown.
     """
-    text = "params.cursor is none that this server gave; list again without a cursor"
+    text = "params.cursor is unknown; list again without a cursor"
     try:
         member, index, last = msgspec.json.decode(
             base64.b64decode(cursor, altchars=b"-_", validate=True), type=tuple[str, int, str]
@@ -385,7 +391,7 @@ def decode_cursor(kind: Kind, cursor: str) -> tuple[int, str]:
 
 
 def encode_list(kind: Kind, page: Page, *, head: bytes = b"", tail: bytes = b"") -> bytes:
-    """The result object of a list method; `head` and `tail` are further members with their commas."""
+    """Encode the result of a list method; `head` and `tail` are further members with their commas."""
     cursor = b"" if page.next_cursor is None else b',"nextCursor":' + jsonrpc.encode(page.next_cursor)
     before, after = b'{%b"%b":[' % (head, kind.member.encode()), b"]%b%b}" % (cursor, tail)
     if not page.chunks:
@@ -394,21 +400,21 @@ def encode_list(kind: Kind, page: Page, *, head: bytes = b"", tail: bytes = b"")
     if not others:
         return b"%b%b%b" % (before, first, after)
     *others, last = others
-    return b",".join([before + first, *others, last + after])  # a list of thousands is copied once
+    return b",".join([before + first, *others, last + after])  # copy a list of thousands only once
 
 
 class ListNews:
-    """The lists that a client has to be told of; looked at once for each scope and era."""
+    """The changed lists between two snapshots, computed once for each scope and era."""
 
     def __init__(self, previous: Snapshot, fresh: Snapshot, announced: Collection[tuple[str, str]] = ()) -> None:
-        """`announced` are the backends that have said themselves that the lists of a feature changed."""
+        """Compare two snapshots; `announced` are the backends that announced changes of each feature."""
         self._previous = previous
         self._fresh = fresh
         self._announced = announced
         self._seen: dict[tuple[Scope | None, Era | None], frozenset[str]] = {}
 
     def __bool__(self) -> bool:
-        """Whether there may be news for anybody: where nobody sees a change, no part of it has changed either."""
+        """Return whether any client may see a change; False if no part has changed."""
         return bool(self._announced or self.features(None)) or self._previous.views != self._fresh.views
 
     def features(self, scope: Scope | None, era: Era | None = None) -> frozenset[str]:

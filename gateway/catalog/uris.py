@@ -1,7 +1,7 @@
-"""URIs that two backends list: how one is told apart, where URIs stand in results, and how they are changed there.
+"""URIs that two backends list: making them distinct, and rewriting URIs in results.
 
-A URI is a resource's identity, so it is changed only in a clash, to `mcp+<server>:<URI>`, which says everything that is
-needed to change it back. A page of MCP Apps must keep its scheme: `ui://<rest>` becomes `ui://mcp+<server>/<rest>`. The
+A URI is a resource's identity, so it changes only in a clash, to `mcp+<server>:<URI>`, which can be converted back
+without further data. A page of MCP Apps must keep its scheme: `ui://<rest>` becomes `ui://mcp+<server>/<rest>`. The
 server's name is escaped to what RFC 3986 section 3.1 allows in a scheme, in lower case, since URI libraries change the
 case of schemes and hosts. Invariant: `split(public(s, u)) == (s, u)`. Pure.
 """
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     Members = dict[str, msgspec.Raw]
 
 PAGE: Final = "ui://"
-"""How the URI of each page of MCP Apps begins."""
+"""Prefix of the URIs of MCP Apps pages."""
 PREFIXES: Final = ("mcp+", f"{PAGE}mcp+")
 _NAME: Final = r"(?:[a-z0-9-]|\.[0-9a-f]{2})+"
 _PUBLIC: Final = re.compile(rf"(?:mcp\+({_NAME}):|{PAGE}mcp\+({_NAME})/)(.*)", re.DOTALL)
 _ESCAPED = re.compile(r"\.([0-9a-f]{2})")
 _UI_KEY: Final = "ui/resourceUri"
-"""How MCP Apps spelled `_meta.ui.resourceUri` at first."""
+"""The original spelling of `_meta.ui.resourceUri` in MCP Apps."""
 
 
 def public(backend: str, uri: str) -> str:
-    """The URI (or URI template) under which a backend's resource is offered when another one has its own."""
+    """Return the public URI (or URI template) of a backend's resource whose own URI is taken."""
     if uri.startswith(PAGE):
         return f"{PAGE}mcp+{_token(backend)}/{uri.removeprefix(PAGE)}"
     return f"mcp+{_token(backend)}:{uri}"
 
 
 def split(uri: str) -> tuple[str, str] | None:
-    """The backend and its own URI, if this is a URI that `public` may have made."""
+    """Return the backend and its own URI, if `public` may have made this URI."""
     match = _PUBLIC.fullmatch(uri)
     if match is None:
         return None
@@ -55,7 +55,7 @@ def split(uri: str) -> tuple[str, str] | None:
 
 
 def split_any_case(uri: str) -> tuple[str, str] | None:
-    """The same for a URI whose scheme and host may be in any case, as RFC 3986 sections 3.1 and 3.2.2 have it."""
+    """Split a URI whose scheme and host may be in any case (RFC 3986, sections 3.1 and 3.2.2)."""
     folded = uri[: len(PREFIXES[1])].lower()
     if not folded.startswith(PREFIXES):  # nearly always
         return None
@@ -71,14 +71,14 @@ def _token(backend: str) -> str:
 
 
 def may_link(result: bytes) -> bool:
-    """Whether a result can hold a URI at all: a cheap test that spares nearly all results the decoding."""
+    """Return whether a result may contain a URI: a cheap test that avoids decoding nearly all results."""
     return b'"uri"' in result or b'esourceUri"' in result
 
 
 def change_result(method: str, result: bytes, change: Change) -> bytes:
     """Pass every URI of a result through `change`: contents, links, embedded resources, `_meta.ui.resourceUri`.
 
-    Returns the very same bytes if nothing changes; what is not of MCP's form stays as it is.
+    Returns the same object if nothing changes; members not in MCP's form stay unchanged.
     """
     try:
         members = jsonrpc.decode_object(result)
@@ -103,7 +103,7 @@ def change_item(raw: bytes, change: Change) -> bytes:
 
 
 def ui_link(raw: bytes) -> str:
-    """The URI of the page that a listed tool links to; empty if it links to none."""
+    """Return the URI of the page that a listed tool links to; empty if there is none."""
     found: list[str] = []
     if b'esourceUri"' in raw:
         change_item(raw, lambda uri: (found.append(uri), uri)[1])
@@ -111,7 +111,7 @@ def ui_link(raw: bytes) -> str:
 
 
 def _change_block(block: Members, change: Change) -> bool:
-    """A content block: only links and embedded resources hold URIs that are resources."""
+    """Change the URI of a content block; only links and embedded resources have one."""
     match bytes(block.get("type", b"")):
         case b'"resource_link"':
             return _change_uri(block, change)

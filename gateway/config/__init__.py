@@ -1,11 +1,11 @@
 """The gateway's configuration: read, substituted, checked, compared.
 
-Pure: everything is decided from values handed in (`environ`, `home`), and only `load_config` opens a file.
-`parse_config` returns frozen Structs or raises one ConfigError that holds every problem of the file, one readable
-line each; what is odd but harmless comes back in `Config.warnings`. No line ever shows a secret.
+Pure: all inputs are passed in (`environ`, `home`), and only `load_config` opens a file. `parse_config` returns frozen
+Structs or raises one ConfigError with every problem of the file, one readable line each; harmless oddities are in
+`Config.warnings`. No line ever shows a secret.
 
-To add a field, add its annotated line to a Struct: bounds and wording by its type, meaning and aliases by `doc`. One
-that is no scalar has its Struct and its reader in a module of its own, tied together by `read_by` (see `limits`). The
+To add a field, add its annotated line to a Struct: its type gives bounds and wording, `doc` meaning and aliases. A
+field that is not a scalar has its Struct and its reader in a separate module, linked by `read_by` (see `limits`). The
 readers, `mcp-gateway fields`, the documentation and the JSON Schema follow.
 """
 

@@ -1,7 +1,7 @@
-"""The section `access`: who may use the MCP endpoint, and what.
+"""The section `access`: credentials and permissions for the MCP endpoint.
 
-Stricter than the rest of the config: what is not known here is a problem and no warning, since a slip in this section
-could open a door. No line and no `repr` ever shows a hash or a secret.
+Stricter than the rest of the config: unknown keys here are problems, not warnings, since a typo could grant access. No
+line and no `repr` ever shows a hash or a secret.
 """
 
 from __future__ import annotations
@@ -26,50 +26,46 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 KeyName = Annotated[
     str,
     Meta(pattern=r"\A[A-Za-z0-9_.@-]{1,64}\Z", title="1 to 64 letters, digits, '_', '.', '@' and '-'"),
-]  # without a colon: principals of OAuth have one, so that neither can pass for the other
+]  # without a colon, which distinguishes them from OAuth principals
 KeyHash = Annotated[
     str,
     Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z", title="'sha256:' and 64 hex digits (`mcp-gateway hash-key` makes one)"),
 ]
 
-# What an authorization server may sign with; all others, and above all 'none' and those with a shared secret, never.
+# Accepted signature algorithms; never 'none' or those with a shared secret.
 ALGORITHMS = (
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
 )  # fmt: skip
 
 
 class Rules(Struct, frozen=True):
-    """What somebody may do."""
+    """The permissions and limits of a principal."""
 
-    servers: Annotated[StrictGlobs, doc("Servers that it may use, by glob.")] = ALL
+    servers: Annotated[StrictGlobs, doc("Servers that it may use, as globs.")] = ALL
     tools: Annotated[
         StrictGlobs,
-        doc("Tools and prompts that it may use, by glob over their public names; resources only where all are ('*')."),
+        doc("Tools and prompts that it may use, as globs over public names; resources only with '*'."),
     ] = ALL
     views: Annotated[
         Strings | None,
-        doc("Views that it may use; left out: all, and the endpoint without a view."),
+        doc("Views that it may use; default: all, and the endpoint without a view."),
     ] = None
     rate_limit: Annotated[
         RateLimitField,
         doc(
-            "Calls that it gets at most: a number a second, or an object; lists and handshakes, which cost no"
-            " server anything, do not count; left out: no limit."
+            "Maximum call rate: calls per second, or an object; lists and handshakes, which cost no"
+            " server anything, do not count; default: unlimited."
         ),
     ] = None
-    max_concurrency: Annotated[Count | None, doc("Calls of it that may be under way at once; left out: no limit.")] = (
-        None
-    )
-    max_sessions: Annotated[
-        Count | None, doc("Sessions of it that may be open at once; left out: half of `gateway.max_sessions`.")
-    ] = None
+    max_concurrency: Annotated[Count | None, doc("Maximum concurrent calls; default: unlimited.")] = None
+    max_sessions: Annotated[Count | None, doc("Maximum open sessions; default: half of `gateway.max_sessions`.")] = None
 
 
 class AccessKey(Struct, frozen=True):
-    """One key, and what it opens."""
+    """One API key with its permissions."""
 
-    name: Annotated[KeyName, doc("Who it is for; what logs say, and what sessions are bound to.")]
-    hash: Annotated[KeyHash, doc("The SHA-256 of the key, which is itself kept nowhere.")]
+    name: Annotated[KeyName, doc("Name of its owner, for logs and session ownership.")]
+    hash: Annotated[KeyHash, doc("The SHA-256 of the key; the key itself is not stored.")]
     rules: Rules = Rules()
 
     def __repr__(self) -> str:
@@ -77,66 +73,66 @@ class AccessKey(Struct, frozen=True):
 
 
 class Introspection(Struct, frozen=True):
-    """Where tokens are asked about that are no JWT (RFC 7662); JSON `introspection`."""
+    """Introspection of opaque tokens (RFC 7662); JSON `introspection`."""
 
     url: Annotated[str, doc("The introspection endpoint.")]
-    client_id: Annotated[str | None, doc("Who the gateway is there.")] = None
-    client_secret: Annotated[str | None, doc("Its secret.")] = None
-    cache: Annotated[Seconds, doc("How long an answer is believed; a token that was revoked works for so long.")] = 30.0
+    client_id: Annotated[str | None, doc("The gateway's client id there.")] = None
+    client_secret: Annotated[str | None, doc("The client's secret.")] = None
+    cache: Annotated[Seconds, doc("Seconds for which a result is cached; a revoked token works for this long.")] = 30.0
 
     def __repr__(self) -> str:
         return f"Introspection({self.url.partition('?')[0]!r}, client_id={self.client_id!r})"
 
 
 class ResourceServer(Struct, frozen=True):
-    """How tokens of an authorization server are checked; JSON `oauth`."""
+    """Validation of an authorization server's tokens; JSON `oauth`."""
 
-    resource: Annotated[str, doc("The address of the endpoint as clients know it, which tokens must be for.")]
-    issuer: Annotated[str, doc("The authorization server, as its tokens name it.")]
-    jwks_url: Annotated[str | None, doc("Where its keys are; left out: what its metadata says.")] = None
+    resource: Annotated[str, doc("The public URL of the endpoint, which tokens must be issued for.")]
+    issuer: Annotated[str, doc("The issuer in the authorization server's tokens.")]
+    jwks_url: Annotated[str | None, doc("The URL of its keys; default: from its metadata.")] = None
     audience: Annotated[
         Strings,
-        doc("Other values that a token's audience may have; left out: only 'resource'."),
+        doc("Other accepted audiences; default: only 'resource'."),
     ] = ()
-    algorithms: Annotated[Strings, doc("What tokens may be signed with.")] = (
+    algorithms: Annotated[Strings, doc("Accepted signature algorithms.")] = (
         "RS256",
         "ES256",
         "EdDSA",
     )
-    scopes: Annotated[Strings, doc("Scopes that a token must have, all of them.")] = ()
-    leeway: Annotated[Seconds, doc("How far the clocks of both may be apart.")] = 30.0
+    scopes: Annotated[Strings, doc("Scopes that a token must all have.")] = ()
+    leeway: Annotated[Seconds, doc("Tolerated difference between the two clocks.")] = 30.0
     introspection: Annotated[
         IntrospectionField,
-        doc("Ask the authorization server about each token instead of reading it."),
+        doc("Introspect tokens at the authorization server instead of verifying JWTs."),
     ] = None
     rules: Rules = Rules()
 
 
 class AccessSettings(Struct, frozen=True):
-    """Who may use the MCP endpoint. With neither keys nor `oauth` everybody may, who reaches it."""
+    """Access control of the MCP endpoint. Without keys and `oauth` it is open to all clients."""
 
     keys: Annotated[
         Keys,
-        doc("Keys that are let in; `mcp-gateway hash-key` makes one."),
+        doc("Accepted API keys; `mcp-gateway hash-key` makes one."),
     ] = ()
-    oauth: Annotated[ResourceServerField, doc("Let in who has a token of an authorization server.")] = None
+    oauth: Annotated[ResourceServerField, doc("Accept tokens of an authorization server.")] = None
     allow_origins: Annotated[
         Hosts,
-        doc("Web pages that may use the gateway, each as 'https://HOST'; '*' for all."),
+        doc("Allowed origins of web pages, each as 'https://HOST'; '*' for all."),
     ] = ()
     allow_hosts: Annotated[
         Hosts,
-        doc("Host names by which clients reach it, such as those of a reverse proxy."),
+        doc("Additional host names of the gateway, such as those of a reverse proxy."),
     ] = ()
 
     @property
     def requires_credentials(self) -> bool:
-        """Whether anybody is asked for anything."""
+        """Whether clients must authenticate."""
         return bool(self.keys) or self.oauth is not None
 
     @property
     def says_something(self) -> bool:
-        """Whether the section says anything, so that the gateway is meant for others than this machine's users."""
+        """Whether the section sets anything, which means that the gateway serves more than this machine's users."""
         return self.requires_credentials or bool(self.allow_origins or self.allow_hosts)
 
 
@@ -155,7 +151,7 @@ def read_access(raw: object, scope: Scope) -> AccessSettings:
 
 
 def _names(struct: type[Struct]) -> tuple[str, ...]:
-    """The names of a Struct's own fields; rules stand beside what they are for."""
+    """Return the names of a Struct's own fields; rules are in the same object."""
     return tuple(name for name in struct.__struct_fields__ if name != "rules")
 
 
@@ -167,7 +163,7 @@ def _read_members(scope: Scope, struct: type[Struct], members: dict[str, Entry])
 
 
 def _members(scope: Scope, entry: Entry, prefix: str, known: Collection[str]) -> dict[str, Entry]:
-    """The members of an object, without those that are null; unknown ones are problems."""
+    """Return the members of an object that are not null; report unknown ones as problems."""
     if not is_object(entry.value):
         scope.problem(entry.label, f"must be an object, not {kind(entry.value)}")
         return {}
@@ -187,7 +183,7 @@ def _read_keys(scope: Scope, entry: Entry) -> tuple[AccessKey, ...]:
         scope.problem(entry.label, f"must be a list of keys, not {kind(entry.value)}")
         return ()
     if not entry.value:
-        scope.problem(entry.label, "must not be empty; leave it out to let everybody in who reaches the gateway")
+        scope.problem(entry.label, "must not be empty; omit it to disable authentication")
     raws = cast("list[object]", entry.raw) if is_list(entry.raw) else []
     keys: list[AccessKey] = []
     for index, value in enumerate(entry.value):
@@ -211,20 +207,20 @@ def _read_texts(scope: Scope, entry: Entry) -> tuple[str, ...]:
     value = entry.value
     if not is_list(value) or not all(isinstance(item, str) and item for item in value):
         scope.problem(entry.label, f"must be a list of strings, not {kind(value)}" if not is_list(value) else
-                      "must hold strings that are not empty")  # fmt: skip
+                      "must contain non-empty strings")  # fmt: skip
         return ()
     return tuple(dict.fromkeys(cast("list[str]", value)))
 
 
 def _read_hosts(scope: Scope, entry: Entry) -> tuple[str, ...]:
-    """Origins or host names, in lower case."""
+    """Read origins or host names, in lower case."""
     words = tuple(word.lower() for word in _read_texts(scope, entry))
     origins = entry.label == "allow_origins"
     for word in words:
         if origins and word != "*" and parse_origin(word) is None:
-            scope.problem(entry.label, f"holds {shown(word)}; an origin is 'https://HOST' or 'https://HOST:PORT'")
+            scope.problem(entry.label, f"contains {shown(word)}; an origin is 'https://HOST' or 'https://HOST:PORT'")
         if not origins and (":" in word.rpartition("]")[2] or parse_authority(word) is None):
-            scope.problem(entry.label, f"holds {shown(word)}; give host names, without scheme and port")
+            scope.problem(entry.label, f"contains {shown(word)}; give host names, without scheme and port")
     return words
 
 
@@ -237,7 +233,7 @@ def _read_oauth(scope: Scope, entry: Entry) -> ResourceServer | None:
     _check_addresses(scope, entry.label, values, {"resource", "issuer", "jwks_url"})
     wrong = [name for name in values.get("algorithms", ()) if name not in ALGORITHMS]
     if wrong or values.get("algorithms") == ():
-        scope.problem(f"{entry.label}.algorithms", f"must be some of {', '.join(ALGORITHMS)}")
+        scope.problem(f"{entry.label}.algorithms", f"must be any of {', '.join(ALGORITHMS)}")
     if "resource" not in values or "issuer" not in values:
         return None
     return ResourceServer(**values, rules=Rules(**_read_members(scope, Rules, members)))
@@ -263,7 +259,7 @@ def _check_addresses(scope: Scope, label: str, values: dict[str, Any], names: se
 
 
 def _address_fault(text: str) -> str | None:
-    """Why tokens and the keys that check them may not travel to or from this address."""
+    """Return why tokens and keys must not be exchanged with this address; None if they may."""
     from urllib.parse import urlsplit  # few configs need it
 
     try:

@@ -1,4 +1,4 @@
-"""The field `gateway.audit`: who called what, how long it took and how it ended."""
+"""The field `gateway.audit`: caller, target, duration and outcome of each call."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from gateway.config.transport import FilePath  # noqa: TC001 - msgspec reads it
 
 
 class AuditSettings(Struct, frozen=True):
-    """Where a line for each call goes, and what it says; JSON `audit`."""
+    """Destination and content of the audit lines; JSON `audit`."""
 
     file: Annotated[
         FilePath,
-        doc(
-            "The file that lines are appended to, as JSON, made with mode 0600; SIGHUP opens it anew."
-            " Left out: the lines go to the log."
-        ),
+        doc("File to append the lines to, as JSON, created with mode 0600; SIGHUP reopens it. Default: the log."),
     ] = None
-    arguments: Annotated[bool, doc("Whether a line holds the call's arguments, which may be confidential.")] = False
+    arguments: Annotated[bool, doc("Include the call's arguments, which may be confidential.")] = False

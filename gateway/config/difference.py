@@ -1,4 +1,4 @@
-"""What changed between two configs, so that a reload touches only that."""
+"""The difference between two configs, so that a reload changes only that."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class ConfigDiff(Struct, frozen=True):
-    """Names of servers, those of the new config in its order. A server turned off or on is a changed one."""
+    """Names of servers, in the order of the new config. A server that was disabled or enabled has changed."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
     retouched: tuple[str, ...] = ()
-    """Changed only in what does not concern their processes and connections."""
+    """Changed only in settings that do not affect their processes and connections."""
 
 
 def diff_configs(old: Config, new: Config) -> ConfigDiff:
-    """Compare what two configs mean; where they came from and how they are spelled does not count."""
+    """Compare the meaning of two configs, regardless of source and spelling."""
     both = [name for name in new.servers if name in old.servers]
     same = {name for name in both if _meant(old.servers[name]) == _meant(new.servers[name])}
     retouched = [
@@ -45,7 +45,7 @@ def diff_configs(old: Config, new: Config) -> ConfigDiff:
 
 
 def changed_at_start_only(old: GatewaySettings, new: GatewaySettings) -> list[str]:
-    """Return the names of settings that differ and that apply only at the next start of the gateway."""
+    """Return the changed settings that apply only at the next start of the gateway."""
     return [
         name
         for name, spec in specs_of(GatewaySettings).items()
@@ -54,5 +54,5 @@ def changed_at_start_only(old: GatewaySettings, new: GatewaySettings) -> list[st
 
 
 def _meant(server: ServerConfig) -> ServerConfig:
-    """The server without which of its texts came from variables, and what has disabled it."""
+    """Return the server without the origins of its values and the reason for being disabled."""
     return replace(server, masked={}, disabled_since=None)

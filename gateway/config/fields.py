@@ -1,7 +1,7 @@
-"""What the annotation of a field says: its type, bounds, wording, aliases, short forms, and when a change applies.
+"""Field specifications from annotations: type, bounds, wording, aliases, short forms, and when a change applies.
 
-The annotation is the only place: the readers, the documentation, the JSON Schema and the reload take it from the
-`FieldSpec` made of it. The types here are those that several sections share; `title` words what a value must be. Pure.
+The annotation is the single source: the readers, the documentation, the JSON Schema and the reload use the `FieldSpec`
+derived from it. This module has the types that several sections share; `title` describes valid values. Pure.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 JsonSchema = dict[str, Any]
 
-# Some thirty years: long enough for "never", short enough for every clock that a deadline meets.
+# About thirty years: long enough for "never", short enough for every clock that computes deadlines.
 LONGEST_SECONDS = 1e9
 LARGEST_COUNT = 2**53 - 1
 MIN_NAME_LENGTH = 16
-"""A maximum below this could not hold a hash and still be recognised."""
+"""Below this a name could not contain a hash and remain recognizable."""
 
 Seconds = Annotated[float, Meta(gt=0, le=LONGEST_SECONDS, title="a number of seconds above 0")]
 Count = Annotated[int, Meta(ge=1, le=LARGEST_COUNT, title="a whole number of at least 1")]
@@ -52,7 +52,7 @@ ShownName = Annotated[
 Globs = Annotated[tuple[str, ...], Meta(title="a list of globs")]
 
 ALL = ("*",)
-"""The globs that fit every name."""
+"""The globs that match every name."""
 
 BOOLEAN: JsonSchema = {"type": "boolean"}
 NUMBER: JsonSchema = {"type": "number", "exclusiveMinimum": 0}
@@ -75,7 +75,7 @@ def doc(description: str, *, aliases: tuple[str, ...] = (), at_start_only: bool 
     Args:
         description: one or more sentences.
         aliases: other names that the file may use for the field.
-        at_start_only: a reload does not apply a change of this field; the next start of the gateway does.
+        at_start_only: whether a change applies only at the next start of the gateway, not on a reload.
     """
     if at_start_only:
         description += " A change applies at the next start."
@@ -83,16 +83,16 @@ def doc(description: str, *, aliases: tuple[str, ...] = (), at_start_only: bool 
 
 
 def read_by(reader: Callable[[Scope, Entry], Any], *forms: JsonSchema) -> Meta:
-    """Name the reader of a field that is no scalar, and what it takes besides the field's type.
+    """Name the reader of a non-scalar field, and the forms it accepts besides the field's type.
 
-    A reader that makes the Structs of its module comes after them, so such annotations are named at the module's end:
-    they are looked up when a Struct's fields are first needed.
+    A reader is defined after the Structs that it makes, so such annotations are named at the module's end: they are
+    resolved when a Struct's fields are first needed.
     """
     return Meta(extra={"reader": reader, "forms": forms})
 
 
 class FieldSpec(Struct, frozen=True):
-    """One field as its annotation has it; `title` is what its value must be, in words."""
+    """One field according to its annotation; `title` describes valid values."""
 
     name: str
     base: Any
@@ -110,16 +110,16 @@ class FieldSpec(Struct, frozen=True):
     aliases: tuple[str, ...] = ()
     """Other names that the file may use."""
     reader: Callable[[Scope, Entry], Any] | None = None
-    """What reads the field; None for a scalar."""
+    """The reader of the field; None for a scalar."""
     forms: tuple[JsonSchema, ...] = ()
-    """What the reader takes besides the field's type."""
+    """The forms that the reader accepts besides the field's type."""
     at_start_only: bool = False
     """Whether a change applies only at the next start of the gateway."""
 
 
 @cache
 def specs_of(struct: type[Struct]) -> dict[str, FieldSpec]:
-    """Every field of a config Struct by name, in the order of its definition."""
+    """Return every field of a config Struct by name, in the order of its definition."""
     specs: dict[str, FieldSpec] = {}
     for info in fields(struct):
         default = None if info.default is NODEFAULT else info.default
@@ -131,12 +131,12 @@ def specs_of(struct: type[Struct]) -> dict[str, FieldSpec]:
 
 @cache
 def names_by_spelling(struct: type[Struct]) -> dict[str, str]:
-    """The name of each field by every spelling that the file may use."""
+    """Return the field name for each spelling that the file may use."""
     return {spelling: name for name, spec in specs_of(struct).items() for spelling in (name, *spec.aliases)}
 
 
 def structs_within(struct: type[Struct]) -> Iterator[type[Struct]]:
-    """A Struct, and those of its fields and of theirs."""
+    """Return a Struct and, recursively, the Structs of its fields."""
     yield struct
     for spec in specs_of(struct).values():
         if spec.struct is not None:
@@ -144,7 +144,7 @@ def structs_within(struct: type[Struct]) -> Iterator[type[Struct]]:
 
 
 def field_spec(name: str, annotation: Any, default: object) -> FieldSpec:
-    """Return what an annotation says about a field."""
+    """Return the specification of a field from its annotation."""
     metas: list[Meta] = []
     choices: tuple[str, ...] = ()
     base, optional = annotation, False

@@ -1,7 +1,7 @@
-"""What a config takes from elsewhere: `${file:PATH}` and `${cmd:COMMAND}` in a string, and a server's `env_file`.
+"""External values of a config: `${file:PATH}` and `${cmd:COMMAND}` in strings, and a server's `env_file`.
 
-The reader is handed in, as the environment is: without one (a config that did not come from a file) no file is read.
-What it reads are secrets: no line shows them, and `Scope.secrets` notes them, so that nothing else does.
+The reader is passed in, as the environment is: without one (a config that is not from a file) no file is read. The
+values are secrets: no line shows them, and `Scope.secrets` records them for masking.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from gateway.config.findings import Entry, Scope
 
 MAX_FILE_BYTES = 64 * 1024
-"""A key, a token or a list of variables is smaller by far; whatever is larger is another file."""
+"""A key, a token or a list of variables is far smaller; a larger file is the wrong one."""
 PIPE_TIMEOUT = 5.0
-"""Seconds within which the writer of a named pipe must have written and closed it: nobody waits longer for a start."""
+"""Seconds for the writer of a named pipe to write and close it; bounds the start."""
 FAILURE_KEPT = 60.0
-"""Seconds for which a pipe that nobody has written into is not waited for again."""
+"""Seconds before waiting again for a pipe whose writer failed to write."""
 COMMAND_TIMEOUT = 30.0
 """Seconds for a command of `${cmd:...}`: a password manager may have to ask its user."""
 EXIT_INTERVAL = 0.01
-"""Seconds between two looks whether a command that has closed its stdout has ended."""
+"""Seconds between two checks whether a command with closed stdout has exited."""
 READ_BYTES = 65_536
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
@@ -47,11 +47,11 @@ _NOTHING = re.compile(r"[ \t]*(?:\#[^\r\n]*)?(?:\r?\n|\Z)")
 
 
 class UnreadableFile(ValueError):
-    """A file cannot be used; the message says why and names it, but nothing of what it holds."""
+    """A file cannot be used; the message names it and the reason, but never its content."""
 
 
 class SpecialFile(OSError):
-    """What is no file that can be read to an end; `reason` says what it is."""
+    """A path that is not readable to an end; `reason` describes it."""
 
     def __init__(self, reason: str, *, is_pipe: bool = False) -> None:
         super().__init__(reason)
@@ -60,13 +60,13 @@ class SpecialFile(OSError):
 
 
 def read_at_most(path: Path, most: int, *, timeout: float = PIPE_TIMEOUT) -> tuple[bytes, bool]:
-    """Read a file, or a named pipe to its end; returns `most` + 1 bytes at most, and whether it is a pipe.
+    """Read a file or named pipe to its end; return at most `most` + 1 bytes, and whether it is a pipe.
 
     Raises:
-        SpecialFile: it is a directory, a device or a socket, or a pipe that has no end within `timeout`.
+        SpecialFile: it is a directory, a device or a socket, or a pipe that is not closed within `timeout`.
         OSError: it cannot be read.
     """
-    kind = _special(os.stat(path).st_mode)  # noqa: PTH116 - before it is opened, which may do something to a device
+    kind = _special(os.stat(path).st_mode)  # noqa: PTH116 - before opening it, which may have side effects on a device
     if kind:
         raise SpecialFile(f"is {kind}")
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -85,13 +85,13 @@ def read_at_most(path: Path, most: int, *, timeout: float = PIPE_TIMEOUT) -> tup
 
 
 def _special(mode: int) -> str:
-    """What a file is that is neither a plain one nor a pipe; empty for these two."""
+    """Return the kind of a special file; empty for regular files and pipes."""
     kinds = {stat.S_IFDIR: "a directory", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     return kinds.get(stat.S_IFMT(mode), "")
 
 
 def _read_pipe(fd: int, most: int, timeout: float) -> bytes:
-    """Read to the end, which is when the last writer has closed it. Raises SpecialFile."""
+    """Read until the last writer has closed it. Raises SpecialFile."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     deadline = time.monotonic() + timeout
@@ -105,17 +105,17 @@ def _read_pipe(fd: int, most: int, timeout: float) -> bytes:
         parts += part
         if not part and events[0][1] & select.POLLHUP:
             break
-        if not part:  # no writer yet, on systems that say so by an end
+        if not part:  # no writer yet, which some systems report as EOF
             time.sleep(0.01)
     return bytes(parts)
 
 
 class FileReader:
-    """A reader of small text files, and of what commands print, for one config file.
+    """Reader of small text files and command output for one config file.
 
-    Relative paths are relative to `base`, `~/` is `home`; commands get the variables of `environ`. What was in a pipe
-    is kept, since a pipe can be read only once; and for a while that nothing was in it, so that a config that names it
-    often does not wait each time. What a command printed, or why it failed, is kept until `forget`.
+    Relative paths are relative to `base`, `~/` is `home`; commands get the variables of `environ`. The content of a
+    pipe is cached, since a pipe can be read only once; a failure is cached for a while, so that a config that names the
+    pipe often does not wait each time. A command's output or failure is cached until `forget`.
     """
 
     def __init__(self, base: Path, home: str | None, environ: Mapping[str, str]) -> None:
@@ -156,7 +156,7 @@ class FileReader:
             raise UnreadableFile(f"the file {shown(name)} is not UTF-8 text") from None
 
     def run(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> str:
-        """Return what a command prints, without one newline at its end; no shell is used. Raises UnreadableFile."""
+        """Return a command's output without a final newline; no shell is used. Raises UnreadableFile."""
         found = self._printed.get(command)
         if found is None:
             try:
@@ -169,7 +169,7 @@ class FileReader:
         return found
 
     def forget(self) -> None:
-        """Run commands again from now on."""
+        """Forget the cached output of commands."""
         self._printed.clear()
 
 
@@ -178,7 +178,7 @@ def _without_newline(text: str) -> str:
 
 
 def _run(command: str, folder: Path, environ: Mapping[str, str], timeout: float) -> str:
-    """Run a command in a process group of its own, with no stdin, and with its stderr discarded."""
+    """Run a command in its own process group, without stdin and with stderr discarded."""
     import shlex
 
     try:
@@ -208,7 +208,7 @@ def _run(command: str, folder: Path, environ: Mapping[str, str], timeout: float)
 
 
 def _output(subject: str, pid: int, stdout: int, deadline: float, timeout: float) -> str:
-    """Return what a process prints until it ends; it is killed where that takes too long or is too much."""
+    """Return a process's output; kill the process if it takes too long or prints too much."""
     status: int | None = None
     try:
         os.set_blocking(stdout, False)
@@ -224,7 +224,7 @@ def _output(subject: str, pid: int, stdout: int, deadline: float, timeout: float
         raise UnreadableFile(f"{subject} has not ended within {timeout:g} s") from None
     except ChildProcessError:
         status = 0
-        raise UnreadableFile(f"{subject} was waited for by other code") from None
+        raise UnreadableFile(f"{subject} was reaped by other code") from None
     finally:
         if status is None:
             with contextlib.suppress(OSError):
@@ -237,11 +237,11 @@ def _output(subject: str, pid: int, stdout: int, deadline: float, timeout: float
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise UnreadableFile(f"{subject} prints what is not UTF-8 text") from None
+        raise UnreadableFile(f"{subject} prints text that is not UTF-8") from None
 
 
 def read_env_file(scope: Scope, entry: Entry) -> dict[str, str]:
-    """The variables of an env file; none after noting the problem, which is only a warning if the server is off."""
+    """Read an env file; report a problem as a warning for a disabled server."""
     name = read_text(scope, entry)
     if name is None:
         return {}
@@ -257,12 +257,12 @@ def read_env_file(scope: Scope, entry: Entry) -> dict[str, str]:
 
 
 def parse_variables(text: str, name: str = "env file") -> dict[str, str]:
-    """Read the dotenv format: NAME=VALUE lines, `export`, comments; 'as it is' or "with escapes", over many lines too.
+    """Read the dotenv format: NAME=VALUE lines, `export`, comments; values in single or double quotes.
 
-    `${NAME}` in there means itself.
+    Single quotes are verbatim, double quotes allow escapes, and both may span lines. `${NAME}` is literal.
 
     Raises:
-        UnreadableFile: a line is none of these; it is not repeated, only counted.
+        UnreadableFile: a line is invalid; the message has its number, not its content.
     """
     found: dict[str, str] = {}
     position = 0

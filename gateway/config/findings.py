@@ -1,9 +1,9 @@
-"""What a look at a config finds: problems, which stop it, and warnings, which do not.
+"""Findings in a config: problems, which reject it, and warnings, which do not.
 
-`Findings` gathers the lines of one whole config; a `Scope` speaks about one owner in it, a server or the
-`gateway` section. A line is always one line, and no value of a variable, of `env`, of `headers`, of an
-argument or of an address ever stands in it: only names, types, and what the file says in plain words. Where a reader
-repeats a value that was substituted, `Findings.check` puts back how the file spells it.
+`Findings` collects the lines of a whole config; a `Scope` reports about one owner in it, a server or the `gateway`
+section. A finding is always one line and never contains a value of a variable, of `env`, of `headers`, of an argument
+or of a URL: only names, types, and plain text of the file. If a reader quotes a substituted value, `Findings.check`
+restores the file's spelling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.masking import Masker, is_maskable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-_LONGEST_SHOWN = 80  # characters of a name that a line repeats
+_LONGEST_SHOWN = 80  # maximum length of a quoted name
 _KINDS: dict[type, str] = {
     bool: "a boolean",
     int: "a number",
@@ -30,8 +30,8 @@ _KINDS: dict[type, str] = {
 }
 
 
-class Line(str):  # noqa: FURB189 - to everybody else it is text, also in what is sent
-    """A line about one field, which knows where it is: whose field, and its path in there as the file spells it."""
+class Line(str):  # noqa: FURB189 - it is encoded and used as plain text
+    """A line about one field, with the field's owner and its path as spelled in the file."""
 
     __slots__ = ("label", "owner")
 
@@ -40,32 +40,32 @@ class Line(str):  # noqa: FURB189 - to everybody else it is text, also in what i
 
     @classmethod
     def about(cls, owner: str, label: str, text: str) -> Line:
-        """Make one; an empty label is the owner as a whole."""
+        """Create a line; an empty label is the owner as a whole."""
         line = cls(f"{owner}: field {shown(label)} {text}" if label else f"{owner}: {text}")
         line.owner, line.label = owner, label
         return line
 
     def with_text(self, text: str) -> Line:
-        """The same about the same field, in other words."""
+        """Return the line with another text about the same field."""
         line = Line(text)
         line.owner, line.label = self.owner, self.label
         return line
 
 
 class FileSource(Protocol):
-    """What a config takes from elsewhere; see `gateway.config.files`."""
+    """Source of a config's external values; see `gateway.config.files`."""
 
     def __call__(self, name: str) -> str:
         """Return the text of a file. Raises ValueError."""
         ...
 
     def run(self, command: str) -> str:
-        """Return what a command prints. Raises ValueError."""
+        """Return a command's output. Raises ValueError."""
         ...
 
 
 class SyntaxProblem(str):  # noqa: FURB189 - as `Line`
-    """A problem with the text of a config itself, with its place; line and column count from 1."""
+    """A syntax problem with its place; line and column count from 1."""
 
     __slots__ = ("column", "line")
 
@@ -74,7 +74,7 @@ class SyntaxProblem(str):  # noqa: FURB189 - as `Line`
 
     @classmethod
     def at(cls, line: int, column: int, text: str) -> SyntaxProblem:
-        """Make one."""
+        """Create a problem at a place."""
         problem = cls(text)
         problem.line, problem.column = line, column
         return problem
@@ -86,10 +86,10 @@ class Findings(Struct):
     problems: list[str] = field(default_factory=list[str])
     warnings: list[str] = field(default_factory=list[str])
     secrets: dict[str, str] = field(default_factory=dict[str, str])
-    """What was substituted anywhere in the config, with the spelling that stands there for it."""
+    """The substituted values of the config, each with its spelling in the file."""
 
     def check(self) -> None:
-        """Mask what was substituted, then raise ConfigError with every problem and warning if there is a problem."""
+        """Mask substituted values, then raise ConfigError with all findings if there is a problem."""
         masker = Masker(self.secrets)
         self.problems[:] = [_masked(line, masker) for line in self.problems]
         self.warnings[:] = [_masked(line, masker) for line in self.warnings]
@@ -98,9 +98,9 @@ class Findings(Struct):
 
 
 class Scope(Struct):
-    """Where a reader is: whose fields it reads, with which variables, and where its findings go.
+    """The context of a reader: the owner of the fields, the variables, and the findings.
 
-    `lenient` is set for a disabled server: that its variables are not set is then worth a warning only.
+    `lenient` is set for a disabled server: unset variables are then only warnings.
     """
 
     findings: Findings
@@ -111,24 +111,24 @@ class Scope(Struct):
     files: FileSource | None = None
     """Reads the small files that a config names; see `gateway.config.files`."""
     secrets: dict[str, str] = field(default_factory=dict[str, str])
-    """What variables and files gave, which is never shown, with the spelling that stands in the config for it."""
+    """Values from variables and files, never shown, each with its spelling in the config."""
 
     def note_secret(self, value: str, spelling: str) -> None:
-        """Note a value that was substituted."""
+        """Record a substituted value."""
         if is_maskable(value.strip()):
             self.secrets.setdefault(value, spelling)
             self.findings.secrets.setdefault(value, spelling)
 
     def problem(self, label: str, text: str) -> None:
-        """Note what is wrong with one field; `text` continues the sentence."""
+        """Report a problem with one field; `text` continues the sentence."""
         self.findings.problems.append(Line.about(self.owner, label, text))
 
     def refuse(self, text: str) -> None:
-        """Note what is wrong with the owner as a whole; `text` continues the sentence."""
+        """Report a problem with the owner as a whole; `text` continues the sentence."""
         self.findings.problems.append(Line.about(self.owner, "", text))
 
     def warn(self, label: str, text: str) -> None:
-        """Note what is odd about one field; `text` continues the sentence."""
+        """Report a warning about one field; `text` continues the sentence."""
         self.findings.warnings.append(Line.about(self.owner, label, text))
 
 
@@ -140,7 +140,7 @@ def _masked(line: str, masker: Masker) -> str:
 
 
 class Entry(Struct, frozen=True):
-    """One value on its way in: the key as the file spells it, and the value before and after substitution."""
+    """One value being read: its key as spelled in the file, and the value before and after substitution."""
 
     label: str
     value: object
@@ -148,42 +148,42 @@ class Entry(Struct, frozen=True):
 
     @property
     def from_variable(self) -> bool:
-        """Whether the value is text with a variable in it, so that it must not be shown."""
+        """Whether the value contains a variable and so must not be shown."""
         return isinstance(self.raw, str) and "${" in self.raw
 
     @property
     def quoted(self) -> str:
-        """The value for a line, of a field that carries no secrets; hidden if it came out of a variable."""
+        """The value for a line, for a field without secrets; hidden if it came from a variable."""
         if not isinstance(self.value, str):
             return kind(self.value)
-        return "what the variable holds" if self.from_variable else shown(self.value)
+        return "the variable's value" if self.from_variable else shown(self.value)
 
 
 def kind(value: object) -> str:
-    """What a value is in the words of JSON: 'a string', 'an object'."""
+    """Return a value's JSON type in words: 'a string', 'an object'."""
     return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def shown(text: object) -> str:
-    """Return a name in quotes, in one line and not too long."""
+    """Return a name in quotes, on one line and truncated."""
     if not isinstance(text, str):
         return kind(text)
     return repr(text) if len(text) <= _LONGEST_SHOWN else repr(text[:_LONGEST_SHOWN]) + "..."
 
 
 def is_object(value: object) -> TypeGuard[dict[object, object]]:
-    """Whether the value is a JSON object."""
+    """Return whether the value is a JSON object."""
     return isinstance(value, dict)
 
 
 def is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
-    """Whether the value is a JSON list."""
+    """Return whether the value is a JSON list."""
     return isinstance(value, list | tuple)
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?`, or nothing when no known key is near."""
-    import difflib  # only files with a slip in them pay for it
+    """Return `; did you mean 'x'?`, or an empty string if no known key is similar."""
+    import difflib  # only files with a typo pay for it
 
     plain = {_plain(name): name for name in known}
     near = difflib.get_close_matches(_plain(key[:_LONGEST_SHOWN]), plain, n=1, cutoff=0.7)
@@ -191,7 +191,7 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
 
 
 def edit_distance(one: str, other: str) -> int:
-    """How many letters must be added, removed, replaced or swapped with their neighbour (Damerau-Levenshtein)."""
+    """Return the Damerau-Levenshtein distance."""
     far = len(one) + len(other)
     rows = [[far] * (len(other) + 2), [far, *range(len(other) + 1)]]
     last_row: dict[str, int] = {}

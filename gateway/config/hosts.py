@@ -1,8 +1,8 @@
-"""Hosts as the `Host` and `Origin` headers name them (RFC 3986, 3.2; RFC 9110, 7.2; RFC 6454, 6.2).
+"""Hosts in `Host` and `Origin` headers (RFC 3986, 3.2; RFC 9110, 7.2; RFC 6454, 6.2).
 
-One parser for every place that decides by a host: the host policy, the management API and the configuration. Stricter
-than the grammar where no name or address that a client can reach needs it: a name takes letters, digits, '.', '-',
-'_' and '~', so percent-encoding, user information, zone identifiers and future address formats are refused. Pure.
+One parser for all decisions based on a host: the host policy, the management API and the configuration. It is stricter
+than the grammar, without excluding any reachable name or address: a name contains letters, digits, '.', '-', '_' and
+'~', so percent-encoding, user information, zone identifiers and future address formats are rejected. Pure.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ _AUTHORITY: Final = re.compile(
     r"(?:\[(?P<literal>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9._~-]{1,255}))(?::(?P<port>[0-9]{0,5}))?", re.ASCII
 )
 _NUMERIC: Final = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*", re.ASCII)
-"""The last label of what is no name: resolvers and browsers read such a host as an IPv4 address."""
+"""A numeric last label: resolvers and browsers read such a host as an IPv4 address."""
 MAX_PORT: Final = 65_535
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class Authority(NamedTuple):
-    """A host in its one spelling (lower case, an IPv6 address compressed and without brackets), and the port given."""
+    """A normalized host (lower case, IPv6 compressed and without brackets), and the given port."""
 
     host: str
     port: int | None = None
 
 
 class Origin(NamedTuple):
-    """The origin of a web page, with the port that counts."""
+    """The origin of a web page, with its effective port."""
 
     scheme: str
     host: str
@@ -35,14 +35,14 @@ class Origin(NamedTuple):
 
 
 def parse_authority(text: str) -> Authority | None:
-    """Read `HOST` or `HOST:PORT`; None if it is anything else."""
+    """Parse `HOST` or `HOST:PORT`; return None for anything else."""
     found = _AUTHORITY.fullmatch(text)
     if found is None:
         return None
     if found["name"] is not None:
         host = _parse_name(found["name"])
     else:
-        from ipaddress import AddressValueError, IPv6Address  # 3 ms that usual starts do not pay
+        from ipaddress import AddressValueError, IPv6Address  # 3 ms that a usual start avoids
 
         try:
             host = str(IPv6Address(found["literal"]))
@@ -55,7 +55,7 @@ def parse_authority(text: str) -> Authority | None:
 
 
 def parse_origin(text: str) -> Origin | None:
-    """Read the origin of an http or https page; None if it is anything else, `null` and lists included."""
+    """Parse the origin of an http or https page; return None for anything else, such as `null` and lists."""
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     authority = parse_authority(rest) if separator and scheme in DEFAULT_PORTS and not rest.endswith(":") else None
@@ -65,7 +65,7 @@ def parse_origin(text: str) -> Origin | None:
 
 
 def canonical_host(text: str) -> str:
-    """Return the one spelling of a host that stands by itself; what is no host comes back in lower case."""
+    """Return the normalized form of a host without a port; an invalid host only in lower case."""
     authority = parse_authority(f"[{text}]" if ":" in text and not text.startswith("[") else text)
     return text.lower() if authority is None or authority.port is not None else authority.host
 

@@ -1,4 +1,4 @@
-"""When a backend is restarted and how it is stopped: the fields `restart` and `shutdown_grace` of a server."""
+"""Restart policy and shutdown sequence: the fields `restart` and `shutdown_grace` of a server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ShutdownGrace(Struct, frozen=True):
-    """How long each step of the shutdown sequence waits before the next one; JSON `shutdown_grace`."""
+    """Grace periods of the shutdown sequence; JSON `shutdown_grace`."""
 
     close_stdin: Annotated[Seconds, doc("Wait after closing the child's stdin, before SIGTERM.")] = 2.0
     terminate: Annotated[Seconds, doc("Wait after SIGTERM to the group, before SIGKILL.")] = 2.0
@@ -34,7 +34,7 @@ class ShutdownGrace(Struct, frozen=True):
 
 
 class RestartPolicy(Struct, frozen=True):
-    """When a backend that went away is started again; JSON `restart`."""
+    """Restart policy of a backend; JSON `restart`."""
 
     initial_delay: Annotated[Seconds, doc("Wait before the first restart; it doubles with each failure.")] = 0.5
     max_delay: Annotated[Seconds, doc("The longest wait between two starts.")] = 30.0
@@ -42,7 +42,7 @@ class RestartPolicy(Struct, frozen=True):
     max_quick_failures: Annotated[
         Count,
         doc(
-            "After this many quick failures in a row the backend is marked failed; a session that served calls is none."
+            "Consecutive quick failures until the backend is marked failed; a session that served calls does not count."
         ),
     ] = 5
     healthy_after: Annotated[
@@ -50,7 +50,7 @@ class RestartPolicy(Struct, frozen=True):
     ] = 30.0
 
 
-# `"restart": false`. The first end of the backend is its last: no run is ever long enough to be forgiven.
+# `"restart": false`: no uptime is ever long enough to reset the failure count.
 NEVER_RESTART = RestartPolicy(max_quick_failures=1, healthy_after=LONGEST_SECONDS)
 
 

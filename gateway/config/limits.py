@@ -1,6 +1,6 @@
 """The limits of one server that are objects: `rate_limit`, `circuit_breaker`, `crash_limit`, `tool_timeouts`.
 
-Each has a short form for the usual case: a number of calls a second, true for the defaults.
+Each has a short form for the usual case: a number of calls per second, true for the defaults.
 """
 
 from __future__ import annotations
@@ -18,44 +18,41 @@ if TYPE_CHECKING:
 
 
 class RateLimit(Struct, frozen=True):
-    """How many calls a server gets; JSON `rate_limit`. What is more is refused at once, as busy."""
+    """Rate limit for a server's calls; JSON `rate_limit`. Excess calls are refused immediately as busy."""
 
-    per_second: Annotated[Rate, doc("Calls a second that are let through in the long run.")]
-    burst: Annotated[Count, doc("Calls that may come at once after a quiet time.")] = 10
+    per_second: Annotated[Rate, doc("Sustained calls per second.")]
+    burst: Annotated[Count, doc("Burst size after a quiet time.")] = 10
 
 
 class CircuitBreaker(Struct, frozen=True):
-    """When a server that keeps failing gets no calls for a while; JSON `circuit_breaker`."""
+    """Circuit breaker of a server; JSON `circuit_breaker`."""
 
-    failures: Annotated[
-        Count, doc("After so many calls in a row that timed out or that the server did not live to answer, it opens.")
-    ] = 5
-    open_for: Annotated[Seconds, doc("Calls are refused for so long; then one is let through to try.")] = 30.0
+    failures: Annotated[Count, doc("Consecutive failures (timeouts or crashes) that open the breaker.")] = 5
+    open_for: Annotated[Seconds, doc("Seconds for which calls are refused before one is tried.")] = 30.0
 
 
 class CrashLimit(Struct, frozen=True):
-    """When a client whose calls crash a server gets no more calls there for a while; JSON `crash_limit`."""
+    """Limit of crashes caused by one client's calls; JSON `crash_limit`."""
 
     crashes: Annotated[
-        Count, doc("Crashes after which calls are refused; each counts to the sender of the call that was sent last.")
+        Count,
+        doc("Crashes after which a client's calls are refused; each counts against the sender of the latest call."),
     ] = 3
-    within: Annotated[Seconds, doc("Time in which they must happen; a crash that is longer ago counts no more.")] = (
-        600.0
-    )
+    within: Annotated[Seconds, doc("Period in which crashes are counted.")] = 600.0
 
 
 def read_rate(scope: Scope, entry: Entry) -> RateLimit | None:
-    """Read the rate limit: an object, or the number of calls a second alone."""
+    """Read the rate limit: an object, or just the number of calls per second."""
     if is_object(entry.value):
         given = read_struct(scope, RateLimit, entry, f"{entry.label}.")
         if "per_second" in given:
             return RateLimit(**given)
-        scope.problem(entry.label, "needs 'per_second', the calls a second that are let through in the long run")
+        scope.problem(entry.label, "needs 'per_second', the sustained calls per second")
         return None
     if is_list(entry.value):
-        scope.problem(entry.label, f"must be a number of calls a second or an object, not {kind(entry.value)}")
+        scope.problem(entry.label, f"must be a number of calls per second or an object, not {kind(entry.value)}")
         return None
-    # Read as the field of the object, so that the same words and bounds hold.
+    # Read as the object's field, so that the same wording and bounds apply.
     return RateLimit(per_second=read_scalar(scope, specs_of(RateLimit)["per_second"], entry) or 1.0)
 
 
@@ -70,7 +67,7 @@ def read_tool_timeouts(scope: Scope, entry: Entry) -> dict[str, float]:
     return {
         glob: read_scalar(scope, spec, Entry(f"{entry.label}.{glob}", value, raw.get(glob)))
         for glob, value in entry.value.items()
-        if isinstance(glob, str)  # substitution has noted the others
+        if isinstance(glob, str)  # substitution has reported the others
     }
 
 

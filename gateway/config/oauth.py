@@ -1,7 +1,7 @@
-"""The field `oauth` of a server: how tokens are got for it.
+"""The field `oauth` of a server: how its tokens are obtained.
 
-Other clients' files hold a section of this name, so their spellings of the same things are read too. No line ever shows
-the secret. What a server that is not reached over HTTP, or has its credentials in `headers`, says here is ignored.
+Other clients' files have a section of this name, so their spellings are accepted too. No line ever shows the secret.
+The section is ignored for a server that is not on HTTP or has its credentials in `headers`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,21 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class OAuthSettings(Struct, frozen=True):
-    """How tokens are got for a server that asks for them with a 401; JSON `oauth`. `repr` never shows the secret."""
+    """How to obtain tokens for a server that answers 401; JSON `oauth`. `repr` never shows the secret."""
 
     grant: Annotated[
         OAuthGrant,
         doc(
-            "authorization_code: a person logs in; client_credentials: 'client_id' and 'client_secret' or"
-            " 'private_key'."
+            "authorization_code: a user logs in; client_credentials: 'client_id' and 'client_secret' or 'private_key'."
         ),
     ] = "authorization_code"
     client_id: Annotated[
         str | None,
         doc(
-            "The client registered at the authorization server; left out: registered on the way.", aliases=("clientId",)
+            "The client registered at the authorization server; default: registered dynamically.", aliases=("clientId",)
         ),
     ] = None
-    client_secret: Annotated[str | None, doc("Its secret, if it has one.", aliases=("clientSecret",))] = None
+    client_secret: Annotated[str | None, doc("The client's secret, if it has one.", aliases=("clientSecret",))] = None
     private_key: Annotated[
         str | None,
         doc("A PEM private key that signs in place of a secret, with client_credentials; RSA, EC or Ed25519."),
@@ -59,27 +58,27 @@ class OAuthSettings(Struct, frozen=True):
     issuer: Annotated[
         str | None,
         doc(
-            "The only issuer that is accepted, also where the MCP server names another address for it;"
-            " left out: the one that it names."
+            "The only accepted issuer, even if the MCP server names another address for it;"
+            " default: the one that it names."
         ),
     ] = None
     scopes: Annotated[
         Scopes,
-        doc("Scopes to ask for besides those that the server demands.", aliases=("scope",)),
+        doc("Scopes to request besides those that the server requires.", aliases=("scope",)),
     ] = ()
     redirect_port: Annotated[
         Port | None,
-        doc("The port on 127.0.0.1 that the browser comes back to; left out: any free one.", aliases=("callbackPort",)),
+        doc("The port on 127.0.0.1 for the browser's redirect; default: any free port.", aliases=("callbackPort",)),
     ] = None
     browser: Annotated[
         OAuthBrowser,
         doc(
-            "How a person gets to the login page. elicit: the client whose call needs it is asked to open it; open: by"
-            " a browser where the gateway runs; print: not at all, 'mcp-gateway login NAME' does it; auto: elicit where"
-            " the client can, else open where there is a display, else print."
+            "How the login page is opened. elicit: the client whose call needs it is asked to open it; open: by"
+            " a browser where the gateway runs; print: not at all, 'mcp-gateway login NAME' does it; auto: elicit if"
+            " the client can, else open if there is a display, else print."
         ),
     ] = "auto"
-    login_timeout: Annotated[Seconds, doc("The longest a login may take.")] = 300.0
+    login_timeout: Annotated[Seconds, doc("Time limit for a login.")] = 300.0
 
     def __repr__(self) -> str:
         return f"OAuthSettings({self.grant}, client_id={self.client_id!r}, issuer={self.issuer!r})"
@@ -113,7 +112,7 @@ def read_oauth(scope: Scope, entry: Entry) -> OAuthSettings | None:
 
 
 def _read_scopes(scope: Scope, entry: Entry) -> tuple[str, ...]:
-    """A list, or one string with blanks between, as the protocol has it."""
+    """Read scopes: a list, or one space-separated string as in the protocol."""
     value = entry.value
     if not is_list(value) and not isinstance(value, str):
         scope.problem(entry.label, f"must be {specs_of(OAuthSettings)['scopes'].title}, not {kind(value)}")
@@ -126,14 +125,14 @@ def _read_scopes(scope: Scope, entry: Entry) -> tuple[str, ...]:
 
 
 def _is_address(text: str, *, document: bool = False) -> bool:
-    """Whether this is an address that secrets may go to."""
+    """Return whether secrets may be sent to this address."""
     from urllib.parse import urlsplit  # few configs need it
 
     try:
         parts = urlsplit(text)
     except ValueError:
         return False
-    authority = parse_authority(parts.netloc)  # a user name or password in it is none
+    authority = parse_authority(parts.netloc)  # with a user name or password it is invalid
     if authority is None:
         return False
     if document:
@@ -144,9 +143,9 @@ def _is_address(text: str, *, document: bool = False) -> bool:
 def normal_issuer(issuer: str) -> str:
     """Return the form in which issuers are compared and stored.
 
-    RFC 8414, 3.3 wants them identical, letter by letter, and servers disagree with themselves in what RFC 3986, 6.2.2.1
-    and 6.2.3 call equivalent: the case of scheme and host, a default port, and "/" for an empty path. Only that is
-    ignored. A text that is no such URL is returned as it is.
+    RFC 8414, 3.3 requires identical strings, but servers vary their own issuer in ways that RFC 3986, 6.2.2.1 and 6.2.3
+    call equivalent: the case of scheme and host, a default port, and "/" for an empty path. Only these are normalized.
+    Any other text is returned unchanged.
     """
     found = _ISSUER.fullmatch(issuer)
     if found is None:
@@ -158,7 +157,7 @@ def normal_issuer(issuer: str) -> str:
 
 
 def is_same_issuer(first: object, second: str) -> bool:
-    """Whether both name the same authorization server; what is no string names none."""
+    """Return whether both name the same authorization server; False for values that are not strings."""
     return isinstance(first, str) and normal_issuer(first) == normal_issuer(second)
 
 

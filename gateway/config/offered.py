@@ -1,7 +1,7 @@
-"""What a server offers: `tools`, and what other clients and gateways write for parts of it.
+"""The selection of a server's tools: `tools`, and other programs' spellings for parts of it.
 
-A list alone is what is included. `includeTools`, `enabledTools` and the like are taken for `include`, `excludeTools`,
-`disabledTools` and the like for `exclude`, since whoever hid a tool elsewhere does not want to find it here.
+A bare list means `include`. `includeTools`, `enabledTools` and similar keys are read as `include`, `excludeTools`,
+`disabledTools` and similar ones as `exclude`, since a tool hidden in another client should stay hidden here.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ ToolName = Annotated[
 
 
 class ToolOverride(Struct, frozen=True):
-    """How one tool is offered; what is left out is as the server says it."""
+    """Overrides for one tool; the server's values are the defaults."""
 
     name: Annotated[
         ToolName | None, doc("The name after the namespace, instead of the server's own.", aliases=("rename",))
     ] = None
-    title: Annotated[str | None, doc("The title that people see.")] = None
+    title: Annotated[str | None, doc("The title shown to users.")] = None
     description: Annotated[str | None, doc("The description that models read.")] = None
     input_schema: Annotated[
         InputSchema,
         doc(
-            "What the arguments look like; also spelled 'inputSchema'. The server checks them by its own.",
+            "The schema of the arguments; also spelled 'inputSchema'. The server still validates against its own.",
             aliases=("inputSchema", "parameters"),
         ),
     ] = None
@@ -51,10 +51,10 @@ class ToolOverride(Struct, frozen=True):
 
 
 class ToolChoice(Struct, frozen=True):
-    """Which tools of a server are offered, and how; JSON `tools`. Globs are held against the server's own names."""
+    """Selection and overrides of a server's tools; JSON `tools`. Globs match the server's own names."""
 
-    include: Annotated[GlobList, doc("Offer only tools that fit one of these.")] = ALL
-    exclude: Annotated[GlobList, doc("Offer no tools that fit one of these, even if they are included.")] = ()
+    include: Annotated[GlobList, doc("Offer only tools that match one of these.")] = ALL
+    exclude: Annotated[GlobList, doc("Exclude tools that match one of these, even if they are included.")] = ()
     overrides: Annotated[
         Overrides,
         doc("Other names, titles, descriptions and schemas."),
@@ -62,7 +62,7 @@ class ToolChoice(Struct, frozen=True):
 
     @property
     def excludes(self) -> bool:
-        """Whether a tool of the server may be kept from all callers."""
+        """Whether any tool of the server may be excluded."""
         return (
             self.include != ALL
             or bool(self.exclude)
@@ -70,7 +70,7 @@ class ToolChoice(Struct, frozen=True):
         )
 
     def offers(self, own: str) -> bool:
-        """Whether a tool is offered."""
+        """Return whether a tool is offered."""
         override = self.overrides.get(own)
         if override is not None and not override.enabled:
             return False
@@ -79,12 +79,12 @@ class ToolChoice(Struct, frozen=True):
         )
 
     def own_of(self, local: str) -> str:
-        """The server's own name of a tool that is offered as `local`, as far as the config can tell."""
+        """Return the own name of a tool that is offered as `local`, as far as the config determines it."""
         return next((own for own, override in self.overrides.items() if override.name == local), local)
 
 
 def gather_tools(raw: dict[object, object]) -> dict[object, object]:
-    """A server's object with `tools` in one form, whatever of it other programs' spellings say."""
+    """Return a server's object with other programs' spellings merged into `tools`."""
     foreign = [key for key in raw if isinstance(key, str) and key in INCLUDING | EXCLUDING]
     tools = raw.get("tools")
     if is_list(tools):
@@ -113,7 +113,7 @@ def read_tools(scope: Scope, entry: Entry) -> ToolChoice:
 
 
 def read_globs(scope: Scope, entry: Entry) -> tuple[str, ...]:
-    """Read a list of globs; a string alone is a list of one."""
+    """Read a list of globs; a single string is a list of one."""
     globs = [entry.value] if isinstance(entry.value, str) else entry.value
     if not is_list(globs) or not all(isinstance(glob, str) and glob for glob in globs):
         scope.problem(entry.label, f"must be a list of globs such as 'get_*', not {kind(entry.value)}")
@@ -142,7 +142,7 @@ def _read_overrides(scope: Scope, entry: Entry) -> dict[str, ToolOverride]:
             override = ToolOverride()
         overrides[str(own)] = override
         if override.name is not None and takers.setdefault(override.name, str(own)) != own:
-            scope.problem(f"{label}.name", f"is the name of {shown(takers[override.name])} too; keep one")
+            scope.problem(f"{label}.name", f"is also the name of {shown(takers[override.name])}; keep one")
     return overrides
 
 

@@ -1,4 +1,4 @@
-"""A whole config: from text or a dict to a `Config`, or to a ConfigError with every problem in it."""
+"""Parsing of a whole config from text or a dict to a `Config`, or to a ConfigError with every problem."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# A config of a thousand servers is 0.3 MB; whoever points at something larger points at the wrong file.
+# A config of a thousand servers is 0.3 MB; a larger file is the wrong one.
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 _SECTIONS = ("mcpServers", "servers", "gateway", "access", "views")
 _LIMITING = ("access", "views")
 SLIPS = 2
-"""Edits within which an unknown section counts as a misspelling of one that limits what clients may use."""
-MISPLACED = "limits nothing here; the sections 'access' and 'views' stand beside 'mcpServers', and keys in 'access'"
-# What other clients keep in the same file.
+"""Edit distance within which an unknown section counts as a misspelling of one that restricts clients."""
+MISPLACED = "has no effect here; put 'access' and 'views' beside 'mcpServers', and keys into 'access'"
+# Sections of other clients in the same file.
 _FOREIGN_SECTIONS = frozenset({"globalShortcut", "inputs", "preferences", "sandbox"})
 
 
@@ -42,14 +42,14 @@ def parse_config(
     """Parse a config in the format of MCP clients, `{"mcpServers": {NAME: {...}}}`, with this gateway's sections.
 
     Args:
-        data: The text of a file, or what it decodes to.
+        data: The text of a file, or its decoded value.
         environ: The variables for `${VAR}`.
         source: The name for messages.
-        home: What `~/` stands for; None is `HOME` of `environ`.
+        home: The directory for `~/`; None is `HOME` of `environ`.
         files: Reads the files that the config names; with None it must not name any.
 
     Returns:
-        The configuration; `warnings` has what is odd in it.
+        The configuration, with its `warnings`.
 
     Raises:
         ConfigError: The configuration is wrong; `problems` has a line for each problem.
@@ -82,10 +82,10 @@ def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = No
     Args:
         path: The file.
         environ: The variables for `${VAR}`; programs pass `os.environ`.
-        home: What `~/` stands for; None is `HOME` of `environ`.
+        home: The directory for `~/`; None is `HOME` of `environ`.
 
     Returns:
-        The configuration; `warnings` has what is odd in it.
+        The configuration, with its `warnings`.
 
     Raises:
         ConfigError: The file cannot be read, or is wrong; `problems` has a line for each problem.
@@ -96,12 +96,12 @@ def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = No
 
 
 def files_of(path: Path, environ: Mapping[str, str], home: str | None = None) -> FileReader:
-    """A reader of the files and commands that a config file names."""
+    """Return a reader of the files and commands that a config file names."""
     return FileReader(path.absolute().parent, home or home_of(environ), environ)
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a config file. Raises ConfigError."""
+    """Read the bytes of a config file. Raises ConfigError."""
     try:
         data, _ = read_at_most(path, MAX_CONFIG_BYTES)
     except SpecialFile as error:
@@ -116,7 +116,7 @@ def read_file(path: Path) -> bytes:
         reason = (error.strerror if isinstance(error, OSError) else None) or "not a path"
         raise ConfigError([f"{shown(str(path))}: cannot be read: {reason.lower()}"]) from None
     if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError([f"{path}: is larger than {MAX_CONFIG_BYTES // 2**20} MiB, so it is hardly a config"])
+        raise ConfigError([f"{path}: is larger than {MAX_CONFIG_BYTES // 2**20} MiB, too large for a config"])
     return data
 
 
@@ -124,7 +124,7 @@ def _note_sections(root: dict[object, object], findings: Findings, source: str) 
     for key, value in root.items():
         if key in _LIMITING:
             findings.problems.extend(
-                f"{source}: {shown(label)} is null, which limits nothing; say what it limits, or leave it out"
+                f"{source}: {shown(label)} is null, which restricts nothing; give its restrictions, or omit it"
                 for label in _find_nulls(value, str(key))
             )
         if key in _SECTIONS or key == "$schema":
@@ -146,14 +146,14 @@ def _note_sections(root: dict[object, object], findings: Findings, source: str) 
 
 
 def _find_meant(key: object) -> str | None:
-    """Find the section that limits clients, of which this key may be a misspelling."""
+    """Return the section restricting clients of which this key may be a misspelling."""
     plain = key.casefold() if isinstance(key, str) else ""
     near = (name for name in _LIMITING if abs(len(plain) - len(name)) <= SLIPS)
     return next((name for name in near if edit_distance(plain, name) <= SLIPS), None)
 
 
 def _find_nulls(value: object, label: str) -> Iterator[str]:
-    """Find every null in a section: a template with nothing to put in writes one, and it must not open anything."""
+    """Find every null in a section: a template without a value writes one, and it must not grant access."""
     waiting = [(label, value)]
     while waiting:
         label, value = waiting.pop()
@@ -173,9 +173,9 @@ def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict
         if sections:
             problem = "has both 'mcpServers' and 'servers', which mean the same; keep one"
         elif any(is_object(value) and ("command" in value or "url" in value) for value in root.values()):
-            problem = 'the servers must stand in a section: {"mcpServers": {...}}'
+            problem = 'the servers must be in a section: {"mcpServers": {...}}'
         elif (slip := next(near, None)) is not None:
-            problem = f"has no section 'mcpServers'; did you mean it where {shown(slip)} stands?"
+            problem = f"has no section 'mcpServers'; did you mean it by {shown(slip)}?"
         else:
             problem = f"has no section 'mcpServers'; expected {SHAPE}"
         findings.problems.append(f"{source}: {problem}")
@@ -197,7 +197,7 @@ def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict
 
 
 def _note_shared_namespaces(servers: dict[str, ServerConfig], findings: Findings) -> None:
-    """Two servers may share a namespace; only tools of equal names are then in each other's way."""
+    """Warn of shared namespaces, which are valid but make tools of equal names clash."""
     owners: dict[str, str] = {}
     for name, server in servers.items():
         if server.disabled:

@@ -1,4 +1,4 @@
-"""The reference of all config fields, for `mcp-gateway fields` and the documentation, made from the Structs."""
+"""The reference of all config fields, for `mcp-gateway fields` and the documentation, generated from the Structs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _ROOTS: dict[str, type[msgspec.Struct]] = {
 }
 _RULES_SECTION = "access.keys[] and access.oauth"
 _NO_FIELDS = {*((ServerConfig, name) for name in NOT_WRITTEN), (AccessKey, "rules"), (ResourceServer, "rules")}
-"""The name of a server is the key in the file; rules stand beside what they are for."""
+"""The name of a server is its key in the file; rules are listed separately."""
 
 
 class FieldReference(NamedTuple):
-    """One field: where it stands, its name, what its value must be, its default as JSON, what it means."""
+    """One field: its section, name, type in words, default as JSON, and meaning."""
 
     section: str
     field: str
@@ -38,7 +38,7 @@ class FieldReference(NamedTuple):
 
 
 def config_reference() -> list[FieldReference]:
-    """Every field that a config file may hold, in the order of the file."""
+    """Return every field of the config file, in its order."""
     sections: dict[type[msgspec.Struct], str] = {}
     for root, struct in _ROOTS.items():
         for section, each in _sections(root, struct):
@@ -52,7 +52,7 @@ def config_reference() -> list[FieldReference]:
 
 
 def _sections(section: str, struct: type[msgspec.Struct]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
-    """A Struct and those within it, each with the place where it stands in the file."""
+    """Yield a Struct and those within it, each with its section of the file."""
     yield section, struct
     for spec in specs_of(struct).values():
         if spec.struct is Rules:

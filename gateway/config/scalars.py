@@ -1,7 +1,6 @@
 """Reading fields by their specs: scalars (numbers, booleans, choices, short texts) and the objects that hold them.
 
-A `FieldSpec` is what a Struct's annotation says about a field, so a new limit needs its line in a Struct and nothing
-here.
+A `FieldSpec` comes from a Struct's annotation, so a new limit needs only its line in a Struct.
 """
 
 from __future__ import annotations
@@ -26,9 +25,11 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def read_scalar(scope: Scope, spec: FieldSpec, entry: Entry) -> Any:
-    """Return the value as the field's type, or the default after noting the problem."""
+    """Return the value as the field's type, or the default after reporting a problem."""
     value: Any = entry.value
-    if isinstance(value, str) and entry.from_variable:  # variables hold only text, which may be a number or a boolean
+    if (
+        isinstance(value, str) and entry.from_variable
+    ):  # variables contain only text, which may be a number or a boolean
         if spec.base is bool:
             value = _BOOLEANS.get(value.lower(), value)
         elif spec.base in {int, float} and _NUMBER.fullmatch(value):
@@ -63,17 +64,17 @@ def _fault(spec: FieldSpec, entry: Entry, value: Any) -> str | None:
 
 
 def warn_unknown(scope: Scope, key: str, known: dict[str, Any], prefix: str = "") -> None:
-    """Note a key that means nothing here, with the known one that it may be a slip of."""
+    """Warn of an unknown key, with the known key of which it may be a misspelling."""
     scope.warn(prefix + key, f"is unknown and ignored{did_you_mean(key, known)}")
 
 
 def read_field(scope: Scope, spec: FieldSpec, entry: Entry) -> Any:
-    """Return the value of one field, by its own reader if it has one."""
+    """Return the value of one field, using its own reader if it has one."""
     return read_scalar(scope, spec, entry) if spec.reader is None else spec.reader(scope, entry)
 
 
 def read_struct(scope: Scope, struct: type[Struct], entry: Entry, prefix: str) -> dict[str, Any]:
-    """Read an object, each member by its field; null counts as left out. Returns what was given, by field name."""
+    """Read an object's members by field and return those given, by field name; null counts as omitted."""
     if not is_object(entry.value):
         scope.problem(entry.label, f"must be an object, not {kind(entry.value)}")
         return {}
@@ -82,7 +83,7 @@ def read_struct(scope: Scope, struct: type[Struct], entry: Entry, prefix: str) -
     given: dict[str, Any] = {}
     for key, value in entry.value.items():
         if not isinstance(key, str):
-            continue  # substitution has noted it
+            continue  # substitution has reported it
         if key not in names:
             warn_unknown(scope, key, specs, prefix)
         elif value is not None:
@@ -91,7 +92,7 @@ def read_struct(scope: Scope, struct: type[Struct], entry: Entry, prefix: str) -
 
 
 def read_section(scope: Scope, struct: type[Struct], raw: dict[object, object]) -> dict[str, Any]:
-    """Read a whole object of the file, as `read_struct` does, once its variables have been substituted."""
+    """Substitute an object's variables, then read it with `read_struct`."""
     names = names_by_spelling(struct)
     values: dict[object, object] = {}
     for key, value in raw.items():
@@ -103,7 +104,7 @@ def read_section(scope: Scope, struct: type[Struct], raw: dict[object, object]) 
 
 
 def read_switchable(struct: type[Struct], off: Any, scope: Scope, entry: Entry) -> Any:
-    """Read an object, or true for all its defaults, or false for `off`."""
+    """Read an object; true means all its defaults, false means `off`."""
     if isinstance(entry.value, bool):
         return struct() if entry.value else off
     if not is_object(entry.value):

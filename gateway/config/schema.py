@@ -1,8 +1,7 @@
-"""The JSON Schema of the config file, made from the Structs: what editors complete and check by.
+"""The JSON Schema of the config file for editors, generated from the Structs.
 
-The fields say what holds, with the short forms and the aliases that their readers take.
-Whatever may hold `${VAR}` in the place of a number or a choice may be a string of that kind. Unknown keys are not
-refused, as the gateway does not refuse them either, except in `access`. Pure.
+It includes the short forms and aliases that the fields' readers accept. A number or choice may also be a string with
+`${VAR}`. Unknown keys are valid, as they are for the gateway, except in `access`. Pure.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ _STRICT = ("AccessSettings", "AccessKey", "ResourceServer", "Introspection")
 
 
 def config_schema() -> dict[str, Any]:
-    """The schema, as a document of its own."""
+    """Return the schema as a document."""
     types = (ServerConfig, GatewaySettings, AccessSettings, ViewConfig)
     structs = {struct.__name__: struct for each in types for struct in structs_within(each)}
     (server, gateway, access, view), components = msgspec.json.schema_components(types, ref_template=_REF)
     defs = {name: _component(structs[name], each) for name, each in components.items()}
     rules = defs.pop("Rules")["properties"]
-    for name in ("AccessKey", "ResourceServer"):  # rules stand beside what they are for
+    for name in ("AccessKey", "ResourceServer"):  # rules are in the same object
         del defs[name]["properties"]["rules"]
         defs[name]["properties"] |= rules
     for name in _STRICT:
@@ -49,11 +48,11 @@ def config_schema() -> dict[str, Any]:
             "$schema": {"type": "string"},
             "mcpServers": servers,
             "servers": {**servers, "description": "The same as 'mcpServers'."},
-            "gateway": {"anyOf": [gateway, nothing], "description": "What holds for the gateway as a whole."},
-            "access": {"anyOf": [access, nothing], "description": "Who may use the endpoint."},
+            "gateway": {"anyOf": [gateway, nothing], "description": "Settings of the gateway as a whole."},
+            "access": {"anyOf": [access, nothing], "description": "Access control of the endpoint."},
             "views": {
                 "anyOf": [{"type": "object", "additionalProperties": view}, nothing],
-                "description": "Parts of the gateway with an endpoint of their own, by name.",
+                "description": "Parts of the gateway with their own endpoints, by name.",
             },
         },
         "oneOf": [{"required": ["mcpServers"]}, {"required": ["servers"]}],
@@ -62,7 +61,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def _component(struct: type[msgspec.Struct], schema: JsonSchema) -> JsonSchema:
-    """One Struct's schema, as its reader takes it."""
+    """Return the schema of one Struct, as its reader accepts it."""
     specs = specs_of(struct)
     properties: dict[str, Any] = {
         key: _member(specs[key], each)
@@ -88,7 +87,7 @@ def _component(struct: type[msgspec.Struct], schema: JsonSchema) -> JsonSchema:
 
 
 def _member(spec: FieldSpec, schema: JsonSchema) -> JsonSchema:
-    """One field: its description and default, and every form that it may have; null is the same as left out."""
+    """Return the schema of one field: description, default and all accepted forms; null is the same as omitted."""
     notes = {what: schema[what] for what in ("description", "default") if what in schema}
     forms = schema.get("anyOf") or [{what: said for what, said in schema.items() if what not in notes}]
     forms = [*(_plain(form) for form in forms), *spec.forms]
@@ -102,7 +101,7 @@ def _member(spec: FieldSpec, schema: JsonSchema) -> JsonSchema:
 
 
 def _plain(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without the wording of bounds, and with patterns as JSON Schema has them."""
+    """Return a schema without the wording of bounds and with patterns in JSON Schema's syntax."""
     made = {key: value for key, value in schema.items() if key != "title"}
     if "pattern" in made:
         made["pattern"] = made["pattern"].replace(r"\A", "^").replace(r"\Z", "$")

@@ -1,8 +1,7 @@
-"""One server: from the object in the file to a `ServerConfig`.
+"""Reading of one server, from the object in the file to a `ServerConfig`.
 
-Keys are first brought to one spelling (`type` is `transport`, `timeout` is `call_timeout`), then the values are
-substituted, then read field by field, then held against one another.
-Everything that is wrong is noted before anything is raised.
+Keys are normalized first (`type` is `transport`, `timeout` is `call_timeout`); then values are substituted, read field
+by field, and checked against one another. All problems are collected before anything is raised.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _OF_PROCESS = ("args", "env", "cwd", "encoding", "encoding_error_handler")
-# Nobody waits for an answer for hours; who writes such a number thought of milliseconds.
+# A timeout of hours is probably meant in milliseconds.
 _LIKELY_MILLISECONDS = 10_000
-# Keys that other clients' files carry, and what their absence here means.
+# Keys of other clients, and the consequence of ignoring them.
 FOREIGN_KEYS = {
     "$schema": "",
     "alwaysAllow": "",
@@ -51,7 +50,7 @@ def parse_server(
     environ: Mapping[str, str],
     files: FileReader | None = None,
 ) -> ServerConfig:
-    """Read one server as a config file has it. Raises ConfigError with all its problems; warnings are dropped."""
+    """Read one server in the format of a config file; drop warnings. Raises ConfigError with all problems."""
     findings = Findings()
     server = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, files=files))
     findings.check()
@@ -59,7 +58,7 @@ def parse_server(
 
 
 def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
-    """Read one server; what is wrong goes to the scope, and a default then stands in its place."""
+    """Read one server; report problems to the scope and use defaults in their place."""
     if _NAME.fullmatch(name) is None:
         better = re.sub(r"[^A-Za-z0-9_-]+", "-", name[:64]).strip("-") or "server"
         scope.refuse(f"a name is 1 to 64 letters, digits, '_' and '-'; call it {better!r} instead")
@@ -87,21 +86,21 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
             if key.endswith("_timeout") and value is not None and value >= _LIKELY_MILLISECONDS:
                 scope.warn(label, f"is {value:g} seconds; if milliseconds were meant, write {value / 1000:g}")
         elif key in {"command", "url"}:
-            values[key] = entry.value  # of a disabled server with a variable unset: the text as it is written
+            values[key] = entry.value  # the literal text, for an unset variable of a disabled server
     values["transport"] = _resolve_transport(scope, entries, values.get("transport"))
     if variables:
         values["env"] = {**variables, **values.get("env", {})}
     server = ServerConfig(name=name, disabled=disabled, masked=scope.secrets, **values)
     if "oauth" in entries and server.oauth is not None:
         if server.command is not None:
-            scope.warn("oauth", "is ignored: it is for servers with 'url'")
+            scope.warn("oauth", "is ignored: it applies only to servers with 'url'")
         elif server.url is not None and not server.uses_oauth:
-            scope.warn("oauth", "is ignored: 'headers' or 'url' already holds credentials")
+            scope.warn("oauth", "is ignored: 'headers' or 'url' already has credentials")
     return server
 
 
 def _canonical(scope: Scope, raw: dict[object, object]) -> dict[str, tuple[str, object]]:
-    """The known fields by their own name, each with the key that the file used; null counts as left out."""
+    """Return the known fields by name, each with the key used in the file; null counts as omitted."""
     names = names_by_spelling(ServerConfig)
     written: dict[str, tuple[str, object]] = {}
     for label, value in raw.items():
@@ -116,18 +115,18 @@ def _canonical(scope: Scope, raw: dict[object, object]) -> dict[str, tuple[str, 
         elif key in _OTHER_SPELLINGS:
             scope.warn(key, f"is unknown and ignored; did you mean {_OTHER_SPELLINGS[key]!r}?")
         elif key.startswith(("_", "//", "#")):
-            scope.warn(key, "is taken as a comment and ignored")
+            scope.warn(key, "is ignored as a comment")
         elif key in NOT_WRITTEN or (key not in names and key != "enabled"):
             warn_unknown(scope, label, {name: None for name in names if name not in NOT_WRITTEN})
         elif value is not None:
             if key in written and written[key][1] != value:
-                scope.problem(label, f"says something else than {written[key][0]!r}, which means the same; keep one")
+                scope.problem(label, f"contradicts {written[key][0]!r}, which has the same meaning; keep one")
             written[key] = (label, value)
     return written
 
 
 def _read_disabled(scope: Scope, written: dict[str, tuple[str, object]]) -> bool:
-    """Whether the server is off; `enabled: false` says it too, and must not start what somebody turned off."""
+    """Return whether the server is disabled, by either `disabled` or `enabled: false`."""
     spec = specs_of(ServerConfig)["disabled"]
     found: dict[str, bool] = {}
     for key in ("disabled", "enabled"):
@@ -142,7 +141,7 @@ def _read_disabled(scope: Scope, written: dict[str, tuple[str, object]]) -> bool
 
 
 def _resolve_transport(scope: Scope, entries: dict[str, Entry], transport: Transport | None) -> Transport | None:
-    """Hold `command`, `url` and `transport` against one another; None means that the url must be probed."""
+    """Check `command`, `url` and `transport` against one another; return None if the URL must be probed."""
     command, url = entries.get("command"), entries.get("url")
     if command is not None and url is not None:
         scope.refuse("has both 'command' and 'url'; keep exactly one of them")
@@ -156,12 +155,12 @@ def _resolve_transport(scope: Scope, entries: dict[str, Entry], transport: Trans
             scope.problem(label, "is 'stdio', which needs 'command' instead of 'url'")
         for key in _OF_PROCESS:
             if key in entries:
-                scope.warn(entries[key].label, "is ignored: it is for servers with 'command'")
+                scope.warn(entries[key].label, "is ignored: it applies only to servers with 'command'")
         return transport
     if transport not in {None, "stdio"}:
         scope.problem(label, f"is {transport!r}, which needs 'url' instead of 'command'")
     if "args" not in entries:
         warn_command_line(scope, command)
     if "headers" in entries:
-        scope.warn("headers", "is ignored: it is for servers with 'url'")
+        scope.warn("headers", "is ignored: it applies only to servers with 'url'")
     return "stdio"

@@ -1,8 +1,8 @@
-"""A server's config as it may be shown: every secret masked, everything else as it holds.
+"""A server's config for display: every secret masked, everything else with its effective value.
 
-Values of `env` and `headers` are never shown, nor what an argument or an address carries in the places where keys
-usually travel; what variables and files gave is shown as the file spells it, `${NAME}`, wherever it stands. Masking is
-by place and by value, not by looking for what resembles a key: a secret need not look like one.
+Values of `env` and `headers` are never shown, nor the parts of arguments and URLs that usually contain keys; values
+from variables and files are shown everywhere as spelled in the file, `${NAME}`. Masking is by place and by value, not
+by resemblance to a key: a secret need not look like one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 def shown_config(server: ServerConfig) -> dict[str, Any]:
-    """All fields of a server but its name, without secrets."""
+    """Return all fields of a server except its name, without secrets."""
     fields: dict[str, Any] = msgspec.to_builtins(server)
     spell = Masker(server.masked).mask
     fields = {name: mask_texts(value, spell) for name, value in fields.items() if name not in NOT_WRITTEN}
@@ -40,7 +40,7 @@ def shown_config(server: ServerConfig) -> dict[str, Any]:
 
 
 def secrets_of(server: ServerConfig) -> set[str]:
-    """The values of a server's config that no text may show: what was substituted, and by place as `shown_config`."""
+    """Return a server's secret values: substituted ones, and those that `shown_config` masks by place."""
     found = {value for name, value in server.env.items() if _TELLING.search(name)} | set(server.masked)
     for value in server.headers.values():
         found |= {value, value.partition(" ")[2]}  # and without the scheme of `Authorization`
@@ -59,16 +59,16 @@ def secrets_of(server: ServerConfig) -> set[str]:
 
 
 def secrets_of_config(config: Config) -> set[str]:
-    """The same of a whole config, the disabled servers included."""
+    """Return the secret values of a whole config, including disabled servers."""
     secrets = set(config.masked).union(*map(secrets_of, config.servers.values()))
-    oauth = None if config.access is None else config.access.oauth  # keys are there as hashes only
+    oauth = None if config.access is None else config.access.oauth  # keys are present only as hashes
     if oauth is not None and oauth.introspection is not None and oauth.introspection.client_secret:
         secrets.add(oauth.introspection.client_secret)
     return secrets
 
 
 def shown_args(args: Sequence[str]) -> list[str]:
-    """Arguments with what follows a telling option, or `NAME=`, masked; in addresses, user and query."""
+    """Mask arguments: the values of secret options and of `NAME=`, and user and query in URLs."""
     shown: list[str] = []
     masks_next = False
     for arg in args:

@@ -1,10 +1,9 @@
 """`${VAR}` and `~/` in the strings of a config.
 
-`${VAR}` is the variable, `${VAR:-default}` the default when the variable is unset or empty, `${env:VAR}` another
-client's spelling of `${VAR}`, `${file:PATH}` what a small file holds, `${cmd:COMMAND ARGUMENTS}` what a command prints.
-`$${` is a literal `${`: before a brace each pair of `$` stands for one, so that `$$${VAR}` is a `$` and then the value.
-Everywhere else `$` means itself. What a variable holds is not looked into again, a default holds no `{`, and keys are
-never substituted.
+`${VAR}` is the variable, `${VAR:-default}` the default if the variable is unset or empty, `${env:VAR}` another client's
+spelling of `${VAR}`, `${file:PATH}` the content of a small file, `${cmd:COMMAND ARGUMENTS}` a command's output. `$${`
+is a literal `${`: before a brace each pair of `$` is one, so `$$${VAR}` is a `$` followed by the value. Elsewhere `$`
+is literal. Values are not substituted recursively, a default contains no `{`, and keys are never substituted.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.config.findings import FileSource, Scope
 
-# A field is at most a list or an object of strings, so whatever lies deeper is an error or a trap.
+# A field is at most a list or an object of strings, so deeper nesting is an error or an attack.
 _DEEPEST = 8
 _OPENING = re.compile(r"(\$+)\{")
 _EXPRESSION = re.compile(r"(?:env:)?([A-Za-z_][A-Za-z0-9_]*)(?::-([^{]*))?", re.ASCII | re.DOTALL)
@@ -29,7 +28,7 @@ KNOWN_TO_ALL = frozenset({
     "HOME", "HOSTNAME", "LANG", "LC_ALL", "LOGNAME", "PATH", "PWD", "SHELL", "TEMP", "TERM", "TMP", "TMPDIR", "TZ",
     "USER", "USERNAME", "USERPROFILE",
 })  # fmt: skip
-"""Variables that every login sets and that hold no secret; what they hold stays readable in logs and errors."""
+"""Variables that every login sets and that contain no secret; their values stay readable in logs and errors."""
 _HOW = "write ${NAME} or ${NAME:-default}, or $${ for a literal ${"
 _FOREIGN = {
     "userHome": "write '~/' at the beginning of a path",
@@ -40,19 +39,19 @@ _FOREIGN = {
 
 
 class Substituted(Struct, frozen=True):
-    """The text with its variables filled in, the names of those not set, and what was not understood."""
+    """The substituted text, the unset variables, and the problems."""
 
     text: str
     unset: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     filled: tuple[tuple[str, str], ...] = ()
-    """What was filled in that may be a secret, each with the expression that it stands for."""
+    """The substituted values that may be secret, each with its expression."""
     missing: tuple[str, ...] = ()
-    """Which files and commands could not be read, and why."""
+    """The files and commands that failed, and why."""
 
 
 def substitute(text: str, environ: Mapping[str, str], files: FileSource | None = None) -> Substituted:
-    """Fill the variables of one string in; never raises. A variable that is not set leaves nothing."""
+    """Substitute the variables of one string; never raises. An unset variable is replaced by nothing."""
     if "${" not in text:
         return Substituted(text)
     parts: list[str] = []
@@ -79,7 +78,7 @@ def substitute(text: str, environ: Mapping[str, str], files: FileSource | None =
 
 
 class _Found:
-    """What comes to light while one string is filled in."""
+    """Results collected while one string is substituted."""
 
     def __init__(self, environ: Mapping[str, str], files: FileSource | None) -> None:
         self.environ = environ
@@ -115,8 +114,8 @@ def _evaluate(expression: str, found: _Found) -> str:
         return ""
     match = _EXPRESSION.fullmatch(expression)
     if match is None:
-        # The text is not repeated: a default is where people put a secret for a while.
-        faults.append(f"holds a ${{...}} that is not understood; {_HOW}")
+        # The text is not quoted: users temporarily put secrets into defaults.
+        faults.append(f"has an invalid ${{...}}; {_HOW}")
         return ""
     name, default = match[1], match[2]
     value = environ.get(name)
@@ -134,7 +133,7 @@ def _evaluate(expression: str, found: _Found) -> str:
 def resolve(scope: Scope, label: str, raw: object, *, depth: int = 0) -> object:
     """Return the value with every string in it substituted, at any depth; findings go to the scope.
 
-    An unset variable of a disabled server is a warning, and its string stays as it is written.
+    An unset variable of a disabled server is a warning, and its string stays unchanged.
     """
     if depth > _DEEPEST:
         scope.problem(label, "is nested too deeply")
@@ -156,7 +155,7 @@ def resolve(scope: Scope, label: str, raw: object, *, depth: int = 0) -> object:
 
 def _resolve_text(scope: Scope, label: str, raw: str) -> str:
     if not is_unicode(raw):
-        scope.problem(label, "holds half of a surrogate pair, which is no text; write the character itself")
+        scope.problem(label, "contains half of a surrogate pair; write the character itself")
         return raw
     result = substitute(raw, scope.environ, scope.files)
     for value, spelling in result.filled:
@@ -172,7 +171,7 @@ def _resolve_text(scope: Scope, label: str, raw: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text can be written as UTF-8."""
+    """Return whether the text can be encoded as UTF-8."""
     if text.isascii():
         return True
     try:
@@ -183,7 +182,7 @@ def is_unicode(text: str) -> bool:
 
 
 def home_of(environ: Mapping[str, str]) -> str | None:
-    """Return the home directory that an environment names."""
+    """Return the home directory named in an environment."""
     return environ.get("HOME") or environ.get("USERPROFILE")
 
 

@@ -1,10 +1,10 @@
-"""From the bytes of a config to plain values, with errors that say where and what was expected.
+"""Decoding of a config's bytes to plain values, with errors that give the place and what was expected.
 
-The end of its name says what a file holds: `.toml`, `.jsonc` (JSON with comments and commas after the last entry), and
-JSON with any other name.
+The file's suffix determines the format: `.toml`, `.jsonc` (JSON with comments and trailing commas), and JSON for any
+other.
 
-The standard library's parser serves here, not msgspec's: it tells line and column, and shows every key of an
-object, so that a key written twice is found instead of silently losing the first.
+It uses the standard library's parser instead of msgspec's, which reports line and column and passes on every key of an
+object, so that duplicate keys are found.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SHAPE = '{"mcpServers": {"NAME": {"command": "..."}}}'
 JSONC = ".jsonc"
-# A string, which may hold what looks like a comment, or a comment, or a comma before a closing bracket.
+# A string (which may contain something like a comment), a comment, or a comma before a closing bracket.
 _EXTRAS = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/|,(?=(?:\s|//[^\n]*|/\*.*?\*/)*[}\]])', re.DOTALL)
 _STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
 _EXPECTED = {
@@ -38,7 +38,7 @@ _MARKS = ((b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
 
 class _Pairs:
-    """The objects of a text whose keys were not all different, by identity, each with those keys."""
+    """The objects with duplicate keys, by identity, each with those keys."""
 
     def __init__(self) -> None:
         self.repeated: list[tuple[dict[str, object], list[str]]] = []
@@ -52,9 +52,9 @@ class _Pairs:
 
 
 def decode(data: bytes | str, findings: Findings, source: str) -> object:
-    """Return the value that a JSON text holds.
+    """Return the value of a JSON text.
 
-    Raises ConfigError with one line when it is not JSON; keys written twice are noted as problems.
+    Raises ConfigError with one line if it is not JSON; duplicate keys are reported as problems.
     """
     if isinstance(data, str):
         text = data.removeprefix("\ufeff")
@@ -63,7 +63,7 @@ def decode(data: bytes | str, findings: Findings, source: str) -> object:
             if data.startswith(mark):
                 raise ConfigError([f"{source}: is {name} text; save it as UTF-8"])
         try:
-            text = data.decode("utf-8-sig")  # tolerates the mark that some editors write first
+            text = data.decode("utf-8-sig")  # tolerates a byte order mark
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             raise ConfigError([f"{source}: line {line}: is not UTF-8 text; save it as UTF-8"]) from None
@@ -81,17 +81,17 @@ def decode(data: bytes | str, findings: Findings, source: str) -> object:
         raise ConfigError([_explain(error, text, source)]) from None
     except RecursionError:
         raise ConfigError([f"{source}: is nested too deeply; expected {SHAPE}"]) from None
-    except ValueError:  # the one other complaint of this parser
-        raise ConfigError([f"{source}: holds a number of thousands of digits"]) from None
+    except ValueError:  # the only other error of this parser
+        raise ConfigError([f"{source}: contains a number of thousands of digits"]) from None
     if constants:
-        raise ConfigError([f"{source}: holds NaN or Infinity, which are not JSON; write a number"])
+        raise ConfigError([f"{source}: contains NaN or Infinity, which are not JSON; write a number"])
     if pairs.repeated:
         _note_repeated(root, "", pairs, findings, source)
     return root
 
 
 def load_valid(data: bytes, source: str) -> Any:
-    """Return the value of a config that has been read before without a problem."""
+    """Return the value of a config that has already been validated."""
     text = data.decode("utf-8-sig")
     if is_toml(source):
         return _decode_toml(text, source)
@@ -99,12 +99,12 @@ def load_valid(data: bytes, source: str) -> Any:
 
 
 def is_toml(source: str) -> bool:
-    """Whether a file of this name holds TOML."""
+    """Return whether a file of this name is TOML."""
     return source.endswith(".toml")
 
 
 def plain_json(text: str) -> str:
-    """Return the text with spaces for comments and for commas after the last entry: every place stays where it is."""
+    """Replace comments and trailing commas by spaces, which keeps all positions."""
     return _EXTRAS.sub(lambda found: found[1] or re.sub(r"[^\n]", " ", found[0]), text)
 
 
@@ -116,12 +116,12 @@ def _decode_toml(text: str, source: str) -> object:
     except tomllib.TOMLDecodeError as error:
         problem = str(error)
         place = re.search(r"line (\d+), column (\d+)", problem)
-        fault = f"{source}: is no valid TOML: {problem[:1].lower()}{problem[1:]}"
+        fault = f"{source}: is not valid TOML: {problem[:1].lower()}{problem[1:]}"
         raise ConfigError([fault if place is None else SyntaxProblem.at(int(place[1]), int(place[2]), fault)]) from None
 
 
 def check_surrogates(data: bytes | str, source: str) -> None:
-    """Refuse halves of surrogate pairs also where no field is read: what is kept of a config must be text.
+    """Refuse lone surrogates, even in unknown fields: a stored config must be encodable.
 
     Raises ConfigError.
     """
@@ -129,7 +129,7 @@ def check_surrogates(data: bytes | str, source: str) -> None:
     place = find_lone_surrogate(encoded)
     if place is not None:
         line = encoded.count(b"\n", 0, place) + 1
-        fault = "holds half of a surrogate pair, which is no text; write the character itself"
+        fault = "contains half of a surrogate pair; write the character itself"
         raise ConfigError([f"{source}: line {line}: {fault}"])
 
 
@@ -139,9 +139,9 @@ def _explain(error: JSONDecodeError, text: str, source: str) -> SyntaxProblem:
     comma = error.pos if error.msg.startswith("Illegal trailing comma") else len(before) - 1  # as of Python 3.13
     if before and text[comma] == "," and (end := text[comma + 1 :].lstrip()[:1]) in {"}", "]"}:
         line, column = text.count("\n", 0, comma) + 1, comma - text.rfind("\n", 0, comma)
-        fault = f"expected no ',' before {end!r}; JSON takes no comma after the last entry"
+        fault = f"expected no ',' before {end!r}; JSON has no trailing commas"
     elif here[:1] == "'":
-        fault = "expected double quotes; JSON takes no single quotes"
+        fault = "expected double quotes; JSON has no single quotes"
     elif error.msg in _EXPECTED:
         found = "the text ends" if not here else f"found {here[0]!r}"
         fault = f"expected {_EXPECTED[error.msg]}"
@@ -154,7 +154,7 @@ def _explain(error: JSONDecodeError, text: str, source: str) -> SyntaxProblem:
 
 
 def _note_repeated(value: object, path: str, pairs: _Pairs, findings: Findings, source: str) -> None:
-    """Say for each key that is there twice where it is; what a later twin has hidden is not looked into."""
+    """Report the place of each duplicate key; values hidden by a later duplicate are not examined."""
     if is_object(value):
         for members, keys in pairs.repeated:
             if members is value:

@@ -1,4 +1,4 @@
-"""How a server is reached: `transport`; the program to start and its surroundings; `url` and `headers`."""
+"""Connection to a server: `transport`; the program and its environment; `url` and `headers`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TRANSPORTS: dict[str, Transport] = {
     "streamable-http": "streamable-http",
     "streamablehttp": "streamable-http",
 }
-# Beyond this a number in a file cannot have survived every JSON tool on its way here.
+# Larger numbers lose precision in some JSON tools.
 _LONGEST_INTEGER = 2**63
-# JSON lines are read as bytes, split at the newline, so ASCII must mean itself in the child's encoding.
+# JSON lines are read as bytes and split at newlines, so the child's encoding must be a superset of ASCII.
 _ASCII = "".join(map(chr, range(32, 127))) + "\n"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110, 5.6.2
 _UNSAFE = re.compile(r"[^\t\x20-\x7e]")
 _BLANK = re.compile(r"[\x00-\x20\x7f]")
-# The transport writes these itself. Other clients' files hold some of them, so they are dropped, not refused.
+# The transport sets these itself. Other clients' files contain some of them, so they are dropped, not refused.
 _OWN = frozenset({
     "accept", "connection", "content-length", "content-type", "last-event-id", "mcp-method", "mcp-name",
     "mcp-protocol-version", "mcp-session-id", "transfer-encoding", "upgrade",
@@ -37,7 +37,7 @@ _LOOSE: JsonSchema = {"additionalProperties": {"type": ["string", "number", "boo
 
 
 def read_transport(scope: Scope, entry: Entry) -> Transport | None:
-    """Return the transport by any of its spellings."""
+    """Return the transport for any of its spellings."""
     if isinstance(entry.value, str):
         transport = _TRANSPORTS.get(entry.value.lower().replace("_", "-"))
         if transport is not None:
@@ -48,28 +48,28 @@ def read_transport(scope: Scope, entry: Entry) -> Transport | None:
 
 
 def read_text(scope: Scope, entry: Entry) -> str | None:
-    """Return a string that is not blank and holds no NUL, or None after noting the problem."""
+    """Return a string that is not blank and has no NUL, or None after reporting a problem."""
     if not isinstance(entry.value, str):
         scope.problem(entry.label, f"must be a string, not {kind(entry.value)}")
     elif not entry.value.strip():
         scope.problem(entry.label, "must not be empty")
     elif "\0" in entry.value:
-        scope.problem(entry.label, "must not hold a NUL character")
+        scope.problem(entry.label, "must not contain a NUL character")
     else:
         return entry.value
     return None
 
 
 def read_path(scope: Scope, entry: Entry) -> str | None:
-    """Return a path with its `~/` expanded; a relative one is relative to the gateway's own directory."""
+    """Return a path with `~/` expanded; relative paths are relative to the gateway's working directory."""
     text = read_text(scope, entry)
     return None if text is None else expand_home(scope, entry.label, text)
 
 
 def warn_command_line(scope: Scope, entry: Entry) -> None:
-    """Note a command that looks like a whole command line, for no shell will take it apart."""
+    """Warn of a command that looks like a whole command line, since no shell splits it."""
     if isinstance(entry.value, str) and " " in entry.value.strip() and not {"/", "\\"} & set(entry.value.split()[0]):
-        scope.warn(entry.label, "holds spaces and no shell splits it; put what follows the program into 'args'")
+        scope.warn(entry.label, "contains spaces and is not split by a shell; put the arguments into 'args'")
 
 
 def read_args(scope: Scope, entry: Entry) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def read_args(scope: Scope, entry: Entry) -> tuple[str, ...]:
         label = f"{entry.label}[{index}]"
         if isinstance(item, str):
             if "\0" in item:
-                scope.problem(label, "must not hold a NUL character")
+                scope.problem(label, "must not contain a NUL character")
             args.append(expand_home(scope, label, item) if item.startswith("~/") else item)
         elif isinstance(item, int) and not isinstance(item, bool) and abs(item) < _LONGEST_INTEGER:
             scope.warn(label, "is a number and was taken as a string; write it in quotes")
@@ -116,34 +116,34 @@ def read_texts(scope: Scope, entry: Entry) -> dict[str, str]:
 
 
 def read_env(scope: Scope, entry: Entry) -> dict[str, str]:
-    """Return the variables for the child, checked for what no environment can hold."""
+    """Return the variables for the child, checked for what an environment cannot contain."""
     env = read_texts(scope, entry)
     for name, value in env.items():
         if not name or "=" in name or "\0" in name:
-            scope.problem(entry.label, f"has the name {shown(name)}; a name is not empty and holds no '=' and no NUL")
+            scope.problem(entry.label, f"has the name {shown(name)}; a name is not empty and has no '=' and no NUL")
         if "\0" in value:
-            scope.problem(f"{entry.label}.{name}", "must not hold a NUL character")
+            scope.problem(f"{entry.label}.{name}", "must not contain a NUL character")
     return env
 
 
 def read_encoding(scope: Scope, entry: Entry) -> str:
-    """Return the name of an encoding that Python knows and that keeps ASCII as it is."""
+    """Return the name of an encoding that Python knows and that is a superset of ASCII."""
     name = read_text(scope, entry)
     if name is None:
         return "utf-8"
     try:
         fits = _ASCII.encode(name) == _ASCII.encode()
     except (LookupError, ValueError):  # unknown, not a text encoding, or not even a name
-        scope.problem(entry.label, f"must be an encoding that Python knows, such as 'utf-8', not {entry.quoted}")
+        scope.problem(entry.label, f"must be an encoding known to Python, such as 'utf-8', not {entry.quoted}")
         return "utf-8"
     if not fits:
-        scope.problem(entry.label, f"cannot be {entry.quoted}: JSON lines need one that keeps ASCII, such as 'utf-8'")
+        scope.problem(entry.label, f"cannot be {entry.quoted}: JSON lines need a superset of ASCII, such as 'utf-8'")
         return "utf-8"
     return name
 
 
 def read_url(scope: Scope, entry: Entry) -> str | None:
-    """Return an http or https address with a host. It is never shown, for keys travel in addresses."""
+    """Return an http or https URL with a host. It is never shown, since URLs may contain keys."""
     url = read_text(scope, entry)
     if url is None:
         return None
@@ -152,15 +152,15 @@ def read_url(scope: Scope, entry: Entry) -> str | None:
         scope.problem(entry.label, fault)
         return None
     if "@" in url.split("/", 3)[2]:
-        scope.warn(entry.label, "holds a user name or password; an 'Authorization' entry in 'headers' is safer")
+        scope.warn(entry.label, "contains a user name or password; an 'Authorization' entry in 'headers' is safer")
     return url
 
 
 def _url_fault(url: str) -> str | None:
-    from urllib.parse import urlsplit  # 2 ms that a config of stdio servers need not spend
+    from urllib.parse import urlsplit  # 2 ms that a config of stdio servers avoids
 
     if _BLANK.search(url) or not is_unicode(url):
-        return "must not hold spaces, line breaks or control characters"
+        return "must not contain spaces, line breaks or control characters"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -174,22 +174,22 @@ def _url_fault(url: str) -> str | None:
 
 
 def read_headers(scope: Scope, entry: Entry) -> dict[str, str]:
-    """Return headers that are safe to send as they are."""
+    """Return headers that are safe to send unchanged."""
     headers: dict[str, str] = {}
     seen: set[str] = set()
     for name, value in read_texts(scope, entry).items():
         label = f"{entry.label}.{name}"
         folded = name.lower()
         if _TOKEN.fullmatch(name) is None:
-            scope.problem(entry.label, f"has the name {shown(name)}; a header's name takes letters, digits and '-'")
+            scope.problem(entry.label, f"has the name {shown(name)}; a header's name has only letters, digits and '-'")
         elif folded in seen:
-            scope.problem(label, "is there twice, in different case; keep one")
+            scope.problem(label, "appears twice, in different case; keep one")
         elif _UNSAFE.search(value):
             breaks = "\n" in value or "\r" in value
-            scope.problem(label, "must not hold a line break; check the end of the text or variable" if breaks else
+            scope.problem(label, "must not contain a line break; check the end of the text or variable" if breaks else
                           "must be plain ASCII without control characters")  # fmt: skip
         elif folded in _OWN:
-            scope.warn(label, "is ignored: the gateway writes this header itself")
+            scope.warn(label, "is ignored: the gateway sets this header itself")
         else:
             headers[name] = value.strip(" \t")
         seen.add(folded)

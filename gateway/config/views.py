@@ -1,4 +1,4 @@
-"""The section `views`: which parts of the gateway have an endpoint of their own."""
+"""The section `views`: parts of the gateway with their own endpoints."""
 
 from __future__ import annotations
 
@@ -19,26 +19,24 @@ if TYPE_CHECKING:
     from gateway.config.findings import Entry
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_OWN = " A tool's name is its public one outside views, or 'SERVER.' and the server's own."
+_OWN = " A tool's name is its public name outside views, or 'SERVER.' and its own name."
 
 
 class ViewTools(Struct, frozen=True):
-    """Which tools a view shows; JSON `tools`."""
+    """The selection of a view's tools; JSON `tools`."""
 
-    include: Annotated[GlobList, doc("Show only tools that fit one of these." + _OWN)] = ALL
-    exclude: Annotated[GlobList, doc("Show no tools that fit one of these, even if they are included.")] = ()
+    include: Annotated[GlobList, doc("Show only tools that match one of these." + _OWN)] = ALL
+    exclude: Annotated[GlobList, doc("Hide tools that match one of these, even if they are included.")] = ()
 
 
 class ViewConfig(Struct, frozen=True):
     """One view."""
 
-    servers: Annotated[GlobList, doc("Show only servers whose names fit one of these.")] = ALL
-    tools: Annotated[ViewToolsField, doc("Which of their tools; a list is what is included.")] = ViewTools()
-    prompts: Annotated[GlobList, doc("Which of their prompts, by the same kinds of names.")] = ALL
-    resources: Annotated[bool, doc("Whether their resources are there too.")] = True
-    separator: Annotated[
-        Separator | None, doc("Stands between namespace and name; left out: as everywhere ('gateway.separator').")
-    ] = None
+    servers: Annotated[GlobList, doc("Show only servers whose names match one of these.")] = ALL
+    tools: Annotated[ViewToolsField, doc("Which of their tools; a list means 'include'.")] = ViewTools()
+    prompts: Annotated[GlobList, doc("Which of their prompts, by the same names.")] = ALL
+    resources: Annotated[bool, doc("Whether their resources are included.")] = True
+    separator: Annotated[Separator | None, doc("Separator of namespace and name; default: 'gateway.separator'.")] = None
     max_name_length: Annotated[
         NameLength | None,
         doc("Longer names are shortened, with a hash; also spelled 'maxNameLength'.", aliases=("maxNameLength",)),
@@ -48,7 +46,7 @@ class ViewConfig(Struct, frozen=True):
 def read_views(
     raw: object, findings: Findings, environ: Mapping[str, str], servers: Collection[str]
 ) -> dict[str, ViewConfig]:
-    """Read the section; without it there are none. `servers` are the names in the same file."""
+    """Read the section; `servers` are the names in the same file."""
     if raw is None:
         return {}
     if not is_object(raw):
@@ -58,7 +56,7 @@ def read_views(
     for name, value in raw.items():
         scope = Scope(findings, f"view {shown(name)}", environ)
         if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-            scope.refuse("a name is 1 to 64 letters, digits, '_' and '-', for it ends up in an address")
+            scope.refuse("a name is 1 to 64 letters, digits, '_' and '-', since it is part of a URL")
         else:
             if not is_object(value):
                 scope.refuse(f'must be an object like {{"servers": ["..."]}}, not {kind(value)}')
@@ -66,7 +64,7 @@ def read_views(
             views[name] = view = ViewConfig(**read_section(scope, ViewConfig, value))
             for glob in view.servers:
                 if not any(fnmatchcase(server, glob) for server in servers):
-                    scope.warn("servers", f"has {shown(glob)}, which fits no server")
+                    scope.warn("servers", f"has {shown(glob)}, which matches no server")
     return views
 
 

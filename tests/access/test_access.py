@@ -202,7 +202,7 @@ async def test_revoking_a_key_ends_its_sessions_and_streams(autojump_clock: Mock
         assert all(one.ended for one in (legacy, modern, stream, sse, listen))
         assert [pending.call.caller.principal for pending in backend.working] == ["bob"]
         assert len(backend.withdrawn) == 3  # each was cancelled at the backend
-        assert "taken away" in error_of(modern)["message"]
+        assert "revoked" in error_of(modern)["message"]
         assert (await harness.call(session)).status == 401
         assert (await harness.call()).status == 401
         assert not theirs.ended
@@ -288,7 +288,7 @@ async def test_a_revoked_key_fails_calls_waiting_for_start(autojump_clock: MockC
         harness.router._await_owner = await_owner  # type: ignore[method-assign] - one that takes long
         exchange = await harness.call(name="a.new")
         assert calls == ["a.new"]
-        assert "taken away" in error_of(exchange)["message"]
+        assert "revoked" in error_of(exchange)["message"]
         assert (harness.sent, harness.router.under_way) == (0, 0)
 
 

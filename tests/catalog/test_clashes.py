@@ -71,7 +71,7 @@ def test_a_name_imitating_a_disambiguated_one_gains_nothing() -> None:
     found = merged({"a": ["x"], "b": [squatted], "c": ["x"]})
     assert found.route(Kind.TOOLS, squatted) == Route("b", squatted)
     assert listed(found) == ["x", squatted]
-    assert found.clashes == [f"tools 'x' of 'c' is left out: {squatted!r} is taken too"]
+    assert found.clashes == [f"tools 'x' of 'c' is left out: {squatted!r} is also taken"]
 
 
 @pytest.mark.parametrize("namespace", ["", "n"])

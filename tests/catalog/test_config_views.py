@@ -82,7 +82,7 @@ def test_slips_in_views_are_warned_of() -> None:
     assert found.warnings == (
         "view 'v': field 'seperator' is unknown and ignored; did you mean 'separator'?",
         "view 'v': field 'tools.includes' is unknown and ignored; did you mean 'include'?",
-        "view 'v': field 'servers' has 'c*', which fits no server",
+        "view 'v': field 'servers' has 'c*', which matches no server",
     )
 
 

@@ -84,7 +84,7 @@ def test_halves_of_surrogate_pairs_are_replaced_and_named(kind: Kind) -> None:
         Item("cut\ud83d", replaced.replace(b"KEPT", b"\\ud83d\\ude00 \\\\ud83d")),
         Item("whole", whole),
     )
-    assert problems == (f"{kind.member}[0] ('cut\\ud83d') holds halves of surrogate pairs, served as U+FFFD",)
+    assert problems == (f"{kind.member}[0] ('cut\\ud83d') contains lone surrogates, served as U+FFFD",)
     part = make_part("b", "b", Listing(items={kind: items}), Naming())
     snapshot = Snapshot([part], listed=frozenset({"b"}))
     public = ("b." if kind.namespaced else "") + "cut\ufffd"
@@ -149,7 +149,7 @@ def test_an_incomplete_list_replaces_only_a_shorter_one(
     assert [item.own for item in found.items[Kind.TOOLS]] == served
     assert found.items[Kind.PROMPTS] == prompts[Kind.PROMPTS]
     assert found.unread == {Kind.PROMPTS: True, **fresh.unread}
-    kept = [f"the {len(before)} tools listed before are kept"] if is_kept else []
+    kept = [f"keeping the {len(before)} tools listed before"] if is_kept else []
     assert list(found.warnings) == ["broken", *kept, "else"]
 
 

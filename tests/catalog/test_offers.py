@@ -111,7 +111,7 @@ def test_overrides_are_read() -> None:
         ({"overrides": {"a": {"name": "no spaces"}}}, "field 'tools.overrides.a.name' must be 1 to 128 letters"),
         ({"overrides": {"a": {"inputSchema": {"type": "string"}}}}, "must be a JSON Schema of type 'object'"),
         ({"overrides": {"a": {"enabled": "no"}}}, "field 'tools.overrides.a.enabled' must be true or false"),
-        ({"overrides": {"a": "c", "b": "c"}}, "field 'tools.overrides.b.name' is the name of 'a' too"),
+        ({"overrides": {"a": "c", "b": "c"}}, "field 'tools.overrides.b.name' is also the name of 'a'"),
     ],
 )
 def test_invalid_choices_are_described(tools: object, problem: str) -> None:
@@ -189,7 +189,7 @@ def test_unmatched_choices_are_reported() -> None:
     )
     assert part.loose_ends == (
         "tools.overrides names 'x', which it does not list",
-        "tools.include has 'put_*', which fits none of its tools",
+        "tools.include has 'put_*', which matches none of its tools",
     )
     assert make_part("s", "s", Listing(), Naming(), choice(tools=["x"])).loose_ends == ()
     assert make_part("s", "s", listing(), Naming(), ALL_TOOLS).loose_ends == ()

@@ -62,7 +62,7 @@ def test_a_dropped_entry_is_named_others_are_kept() -> None:
     fixed, (problem,) = salvage(data, Kind.TOOLS) or (b"", ("",))
     assert json.loads(fixed)["result"] == {"tools": [{"name": "good"}], "nextCursor": "next"}
     assert json.loads(fixed)["id"] == 1
-    assert problem.startswith("tools[1] ('b\"ad\\n') left out: no valid JSON")
+    assert problem.startswith("tools[1] ('b\"ad\\n') left out: invalid JSON")
     *named, last = kept(answer([b"NaN"] * 100))[1]
     assert (len(named), last) == (MAX_NAMED, f"tools: and {100 - MAX_NAMED} more")
 

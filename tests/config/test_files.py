@@ -204,7 +204,7 @@ def test_a_huge_file(tmp_path: Path) -> None:
     path = tmp_path / "huge.json"
     with path.open("wb") as file:
         file.truncate(17 * 2**20)
-    assert problem(path) == f"{path}: is larger than 16 MiB, so it is hardly a config"
+    assert problem(path) == f"{path}: is larger than 16 MiB, too large for a config"
 
 
 def test_not_text(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_all_formats_load_equally(tmp_path, name, text):
     [
         ("c.json", '{"mcpServers": {}} // no', "comments"),
         ("c.jsonc", '{"mcpServers": {"a": }}', "line 1, column 22"),
-        ("c.toml", "[mcpServers\n", "is no valid TOML"),
+        ("c.toml", "[mcpServers\n", "is not valid TOML"),
         ("c.toml", "[mcpServers.a]\ncommand = 1979-05-27\n", "'command'"),
         ("c.toml", "mcpServers = 1\n", "must be an object"),
         ("c.toml", " \n", "is empty"),

@@ -161,7 +161,7 @@ def test_suspicious_settings_are_reported() -> None:
 def test_given_credentials_win(fields: dict[str, Any]) -> None:
     server, warnings = read({"client_id": "me"}, **fields)
     assert not server.uses_oauth
-    assert "'oauth' is ignored: 'headers' or 'url' already holds credentials" in warnings
+    assert "'oauth' is ignored: 'headers' or 'url' already has credentials" in warnings
     quiet = parse_config({"mcpServers": {"s": {"url": URL} | fields}}, environ={})
     assert not quiet.servers["s"].uses_oauth
     assert not any("oauth" in line for line in quiet.warnings)
@@ -170,7 +170,7 @@ def test_given_credentials_win(fields: dict[str, Any]) -> None:
 def test_a_program_has_no_oauth() -> None:
     config = parse_config({"mcpServers": {"s": {"command": "run", "oauth": {}}}}, environ={})
     assert not config.servers["s"].uses_oauth
-    assert config.warnings == ("server 's': field 'oauth' is ignored: it is for servers with 'url'",)
+    assert config.warnings == ("server 's': field 'oauth' is ignored: it applies only to servers with 'url'",)
 
 
 def test_a_disabled_server_may_lack_its_address() -> None:

@@ -94,9 +94,9 @@ async def test_valid_entries_are_served_with_a_warning(way: tuple[str, str]) -> 
 
 RELISTED = {
     # name: the second answer to tools/list, what is listed then, part of the warning
-    "unknown": (lists.error(-32601, "gone"), ["t"], "the 1 tools listed before are kept"),
-    "broken": (lists.error(-32603, "broken"), ["t"], "the 1 tools listed before are kept"),
-    "wrong_type": (lists.result(tools="none"), ["t"], "the 1 tools listed before are kept"),
+    "unknown": (lists.error(-32601, "gone"), ["t"], "keeping the 1 tools listed before"),
+    "broken": (lists.error(-32603, "broken"), ["t"], "keeping the 1 tools listed before"),
+    "wrong_type": (lists.result(tools="none"), ["t"], "keeping the 1 tools listed before"),
     "null": (lists.result(tools=None), [], "it counts as an empty list"),
     "other": (lists.result(tools=[lists.tool("u"), lists.tool("bad", {})]), ["u"], "tools[1] left out"),
 }

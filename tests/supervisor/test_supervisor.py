@@ -540,7 +540,7 @@ async def test_a_permanently_failed_list_is_not_reread(autojump_clock: MockClock
 
 @pytest.mark.parametrize(
     ("again", "served", "warnings"),
-    [(True, ["x", "y"], ("broken", "the 2 tools listed before are kept")), (False, [], ("broken",))],
+    [(True, ["x", "y"], ("broken", "keeping the 2 tools listed before")), (False, [], ("broken",))],
 )
 async def test_a_list_failing_at_restart_keeps_its_predecessor(
     again: bool, served: list[str], warnings: tuple[str, ...], autojump_clock: MockClock

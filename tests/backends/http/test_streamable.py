@@ -511,7 +511,7 @@ async def test_same_origin_redirects_keep_method_and_body(status: int) -> None:
         (308, "https://127.0.0.1/mcp", "another origin, https://127.0.0.1 "),
         (302, "//example.invalid/mcp", "another origin, http://example.invalid "),
         (307, "/mcp", "in a circle"),
-        (303, "/elsewhere", "no answer (HTTP 303)"),
+        (303, "/elsewhere", "cannot be followed (HTTP 303)"),
     ],
 )
 async def test_any_other_redirect_is_a_clear_error(status: int, where: str, says: str) -> None:
