@@ -1,6 +1,6 @@
-"""`mcp-gateway add` and `remove`: one server of a config, with comments and order kept.
+"""`mcp-gateway add` and `remove`: edit one server of a config, preserving comments and order.
 
-A server that is added is started once, so that the first list of the first client is complete; its tools are shown.
+An added server is started once, which shows its tools and completes the first list of the first client.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from gateway.cli.options import STATE, load, names_in_config, state_directory
 from gateway.cli.output import CommandError, UsageError, print_error
 from gateway.store import Store
 
-CONFIG = Flag("--config", "the config file; it may be new", "FILE", parse=Path, required=True)
+CONFIG = Flag("--config", "the config file, created if missing", "FILE", parse=Path, required=True)
 
 
 def add(values: Values) -> int:
-    """Write the server, start it once, and show its tools; 1 if it does not work."""
+    """Write the server, start it once, and show its tools; return 1 if it does not work."""
     document = Document(values.config)
     keys = (section_of(document), values.name)
     if document.member(keys) is not None and not values.force:
-        problem = f"{values.config} has a server {values.name!r} already"
+        problem = f"{values.config} already has a server {values.name!r}"
         raise CommandError(problem, "--force replaces it")
     if not values.word:
-        problem = f"what is {values.name!r}? Neither a command nor a URL was given"
+        problem = f"server {values.name!r} has neither a command nor a URL"
         raise UsageError(problem, "mcp-gateway add NAME --config FILE -- COMMAND ARGUMENTS; or URL in their place")
     variables: dict[str, str] = {}
     for pair in values.env:
@@ -42,7 +42,7 @@ def add(values: Values) -> int:
     entry: dict[str, Any]
     if first.startswith(("http://", "https://")):
         if rest or variables:
-            problem = "a remote server takes neither arguments nor variables"
+            problem = "a remote server has neither arguments nor variables"
             raise UsageError(problem, "write its 'headers' into the config")
         entry = {"url": first}
     else:
@@ -50,7 +50,7 @@ def add(values: Values) -> int:
     described = describe(values.name, entry, values.config)  # before anything is written
     document.edit(keys, entry)
     document.save()
-    print_error(f"{values.config}: added {values.name!r}, which {described['runs']}; it is started once")
+    print_error(f"{values.config}: added {values.name!r}, which {described['runs']}; starting it once")
     config = load(values.config)
     server = config.servers[values.name]
     found = examine(msgspec.structs.replace(config, servers={values.name: server}), values)
@@ -84,7 +84,7 @@ COMMANDS = (
         add,
         (
             Flag("NAME", "its name", required=True),
-            Flag("WORD", "behind --: its command and the arguments; or its URL", many=True),
+            Flag("WORD", "after --: its command and arguments; or its URL", many=True),
             CONFIG,
             Flag(
                 "--env",

@@ -1,7 +1,7 @@
-"""The Typer application, made from the commands' own tables: help, wrong usage, and shell completion.
+"""The Typer application, built from the command tables: help, usage errors and shell completion.
 
-A command line that is plainly right never comes here (`gateway.cli.flags`). Typer only takes it apart: what is given
-is handed on as text, so that both ways give the same values.
+A plainly valid command line never gets here (`gateway.cli.flags`). Typer only parses; values are passed on as text, so
+that both parsers give the same results.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Chosen = tuple[Command, dict[str, Any]]
 
 
 def read_with_typer(commands: Iterable[Command], words: Sequence[str]) -> Chosen | int:
-    """The command and what it was given; or the exit code, where Typer itself has said all there is to say.
+    """Return the command and its values, or the exit code if Typer has already printed the output.
 
     Raises:
         UsageError: the command line is wrong.
@@ -36,7 +36,7 @@ def read_with_typer(commands: Iterable[Command], words: Sequence[str]) -> Chosen
     except typer.TyperException as exc:
         context = getattr(exc, "ctx", None)
         path = PROGRAM if context is None else context.command_path
-        problem = "which COMMAND? none was given" if not words else exc.format_message().rstrip(".")
+        problem = "no COMMAND was given" if not words else exc.format_message().rstrip(".")
         raise UsageError(" ".join(problem.split()), f"{path} --help") from None
     except typer.Abort:
         return 1
@@ -44,13 +44,13 @@ def read_with_typer(commands: Iterable[Command], words: Sequence[str]) -> Chosen
 
 
 def make_app(commands: Iterable[Command], chosen: list[Chosen]) -> typer.Typer:
-    """The application; a command that was read is put into `chosen`, not run."""
+    """Return the application; it stores the parsed command in `chosen` without running it."""
     app = typer.Typer(
         name=PROGRAM,
         help="Many MCP servers behind one endpoint.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
-        rich_markup_mode=None if os.environ.get("NO_COLOR") else "rich",  # a frame of lines is colour's companion
+        rich_markup_mode=None if os.environ.get("NO_COLOR") else "rich",  # boxes are drawn only with colour
     )
     app.callback()(_root)
     for command in commands:
@@ -76,7 +76,7 @@ def _root(
 
 
 def _function(command: Command, chosen: list[Chosen]) -> Callable[..., None]:
-    """What Typer takes for a command: a function with a parameter for each flag."""
+    """Return a command for Typer: a function with a parameter for each flag."""
 
     def take(**given: Any) -> None:
         raw = {key: value for key, value in given.items() if not (value is None or value is False or value in ((), []))}
@@ -89,14 +89,14 @@ def _function(command: Command, chosen: list[Chosen]) -> Callable[..., None]:
 
 
 def _parameter(flag: Flag) -> inspect.Parameter:
-    # Those that are required last, or Python takes no default before them; all are given by keyword.
+    # Required ones last, since Python allows no default before them; all are passed by keyword.
     default: Any = inspect.Parameter.empty if flag.required else ([] if flag.many else False if flag.switch else None)
     kind = bool if flag.switch else list[str] if flag.many else str if flag.required else str | None
     info: Any
     if flag.is_option:
         metavar = "|".join(flag.choices) or flag.metavar
         if flag.switch:
-            metavar = " "  # left out, Typer says <bool>, as if a value were wanted
+            metavar = " "  # without it Typer shows <bool>, as if it took a value
         info = typer.Option(flag.name, help=_help(flag), metavar=metavar, show_default=False, **_offers(flag))
     else:
         info = typer.Argument(help=_help(flag), metavar=flag.name, show_default=False, **_offers(flag))
@@ -124,5 +124,5 @@ def _help(flag: Flag) -> str:
 
 
 def _sentence(text: str) -> str:
-    """With a capital and without Rich's markup."""
+    """Return the text capitalized, with Rich's markup escaped."""
     return text[:1].upper() + text[1:].replace("[", "\\[")

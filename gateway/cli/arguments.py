@@ -1,7 +1,7 @@
-"""The arguments of a tool or prompt, from `key=value` words or one JSON object.
+"""Arguments of a tool or prompt, from `key=value` words or one JSON object.
 
-A tool's own `inputSchema` says what a word becomes: `n=3` is the number 3 where a number is wanted and the text "3"
-where a text is. What it says nothing of is JSON where it reads as JSON, and text otherwise. Pure.
+A tool's `inputSchema` determines the type: `n=3` is the number 3 or the text "3", as the schema requires. Without a
+type in the schema, valid JSON is JSON and anything else is text. Pure.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _WORDS = {"integer": "a whole number", "number": "a number", "boolean": "true or
 
 
 def split_words(words: list[str]) -> dict[str, str]:
-    """The words as key and text. Raises UsageError."""
+    """Split the words into keys and texts. Raises UsageError."""
     found: dict[str, str] = {}
     for word in words:
         key, sign, text = word.partition("=")
         if not sign or not key:
-            problem = f"{word!r} is no argument"
+            problem = f"{word!r} is not an argument"
             raise UsageError(problem, "write KEY=VALUE, or all of them as JSON: --args '{\"key\": 1}'")
         found[key] = text
     return found
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """The arguments as one JSON object. Raises ValueError, as a flag's reader does."""
+    """Parse the arguments as one JSON object. Raises ValueError, as a flag's reader does."""
     try:
         value = json.loads(text)
     except ValueError as exc:
@@ -50,12 +50,12 @@ def read_object(text: str) -> dict[str, Any]:
 
 
 def typed(texts: dict[str, str], schema: dict[str, Any]) -> dict[str, Any]:
-    """The texts as the values that the schema wants. Raises UsageError."""
+    """Convert the texts to the types of the schema. Raises UsageError."""
     properties: dict[str, Any] = schema.get("properties") or {}
     if schema.get("additionalProperties") is False:
         for key in texts:
             if key not in properties:
-                problem = f"there is no argument {key!r}"
+                problem = f"there is not an argument {key!r}"
                 raise UsageError(problem, f"there are: {', '.join(properties) or 'none'}")
     found: dict[str, Any] = {}
     for key, text in texts.items():
@@ -74,8 +74,8 @@ def typed(texts: dict[str, str], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kinds(schema: Any, root: dict[str, Any], depth: int = 0) -> list[str]:
-    """The JSON types that a schema allows; none if it says nothing that is understood here."""
-    if not isinstance(schema, dict) or depth > 8:  # references may go in circles
+    """Return the JSON types that a schema allows; none if undetermined."""
+    if not isinstance(schema, dict) or depth > 8:  # references may be circular
         return []
     members = cast("dict[str, Any]", schema)
     reference = members.get("$ref")

@@ -28,7 +28,7 @@ from gateway.store import Store
 
 
 def run_call(values: Values) -> int:
-    """Call a tool and print the result; 1 if that says `isError`."""
+    """Call a tool and print the result; return 1 if it has `isError`."""
     texts = split_words(values.argument)
     if texts and values.args is not None:
         problem = "give the arguments as words or as --args, not both"
@@ -57,11 +57,11 @@ def run_call(values: Values) -> int:
 
 
 def run_read(values: Values) -> int:
-    """Read a resource and print it; what is not text goes to stdout as it is, unless that is a terminal."""
+    """Read a resource and print it; write binary data to stdout unchanged, unless that is a terminal."""
 
     async def read() -> dict[str, Any]:
         async with open_target(values) as target:
-            await target.list(Kind.RESOURCES)  # before that the URI has no known owner
+            await target.list(Kind.RESOURCES)  # before that the backend of the URI is unknown
             with Terminal(values.uri) as terminal:
                 return await target.request("resources/read", values.uri, {"uri": values.uri}, terminal)
 
@@ -102,7 +102,7 @@ def run_prompt(values: Values) -> int:
 
 
 def show_block(block: dict[str, Any]) -> str:
-    """Return one content block for people: text as it is, all else named (2025-11-25 server/tools, "Tool Result")."""
+    """Return a content block for display: text, or a description (2025-11-25 server/tools, "Tool Result")."""
     match block.get("type"):
         case "text":
             return str(block.get("text", ""))
@@ -117,7 +117,7 @@ def show_block(block: dict[str, Any]) -> str:
 
 
 def show_resource(resource: dict[str, Any]) -> str:
-    """Return what a resource holds, for people."""
+    """Return a resource's contents for display."""
     if "text" in resource:
         return str(resource["text"])
     return f"[{resource.get('uri')}: {resource.get('mimeType', '?')}, {_size(resource.get('blob'))}]"
@@ -128,7 +128,7 @@ def _size(encoded: Any) -> str:
 
 
 def _offered(kind: Kind, given: dict[str, Any]) -> list[str]:
-    """Return what a shell may offer: of the gateway that runs, or what the servers of --config have listed last."""
+    """Return shell completions from the running gateway, or from the last lists of the servers of --config."""
     values = Values(url=given.get("url"), state_dir=Path(given["state_dir"]) if given.get("state_dir") else None)
     try:
         if not given.get("config"):
@@ -156,7 +156,7 @@ COMMANDS = (
                 required=True,
                 complete=partial(_offered, Kind.TOOLS),
             ),
-            Flag("ARGUMENT", "KEY=VALUE; what the tool's schema says is made of VALUE", many=True),
+            Flag("ARGUMENT", "KEY=VALUE; VALUE is converted according to the tool's schema", many=True),
             Flag("--args", "all arguments as one JSON object", "JSON", parse=read_object),
             *FLAGS,
             JSON,
@@ -183,7 +183,7 @@ COMMANDS = (
                 required=True,
                 complete=partial(_offered, Kind.PROMPTS),
             ),
-            Flag("ARGUMENT", "KEY=VALUE; prompts take only texts", many=True),
+            Flag("ARGUMENT", "KEY=VALUE; prompts have only texts", many=True),
             *FLAGS,
             JSON,
         ),

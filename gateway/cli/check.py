@@ -1,4 +1,4 @@
-"""`mcp-gateway check`: whether a config file is right, where it is not, and what it would start."""
+"""`mcp-gateway check`: validate a config file and show what it would start."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 def run(values: Values) -> int:
-    """Say it for every server; 2 if the file is not valid, 1 if `--start` finds a server that does not work."""
+    """Report on every server; return 2 for an invalid file, 1 if `--start` finds a server that does not work."""
     config: Config | None = None
     removed: list[str] = []
     problems: Sequence[str] = ()
     warnings: Sequence[str] = ()
     places, path = Places(""), config_path(values)
     try:
-        data = read_file(path)  # once: it may be a pipe
+        data = read_file(path)  # once, since it may be a pipe
         text = data.decode("utf-8", errors="replace")
         places = Places(plain_json(text) if path.suffix == JSONC else text)
         files = files_of(path, os.environ)
@@ -55,7 +55,7 @@ def run(values: Values) -> int:
         from gateway.cli.doctor import examine
 
         SECRETS.replace(secrets_of_config(config))
-        print_error("each server is started once; the first start may take long, where something is downloaded")
+        print_error("starting each server once; a first start that downloads something may take long")
         started = examine(config, values)
     status = 2 if config is None else int(not all(one["ok"] for one in started.values()))
     spell = Masker({} if config is None else config.masked).mask
@@ -131,10 +131,10 @@ def _summaries(config: Config, removed: list[str]) -> dict[str, str]:
 
 
 def _access(config: Config) -> str:
-    """Who is let in, in one line without a hash."""
+    """Summarize the access settings in one line without hashes."""
     access = config.access
     if access is None or not access.requires_credentials:
-        return "open to everybody who reaches the gateway, so it serves no address but loopback"
+        return "open to all clients, so the gateway listens on loopback only"
     found: list[str] = []
     if access.keys:
         limited = sum(key.rules != Rules() for key in access.keys)
@@ -149,12 +149,12 @@ def _access(config: Config) -> str:
 COMMANDS = (
     Command(
         "check",
-        "check a config file and say what it would start",
+        "check a config file and show what it would start",
         run,
         (
             FILE,
             CONFIG,
-            Flag("--start", "start each server once, and keep what it lists for a client's first list", switch=True),
+            Flag("--start", "start each server once, and save its lists for a client's first list", switch=True),
             JSON,
             STATE,
         ),

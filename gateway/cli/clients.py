@@ -1,8 +1,7 @@
-"""The configs of MCP clients: where each keeps its own, and its servers in the form of ours.
+"""Configs of MCP clients: the location of each client's config, and conversion of its servers.
 
-All write JSON, some of it with comments; Codex writes TOML. Variables and placeholders of every client become
-`${NAME:-}`: empty while they are not set, so that one variable never keeps the gateway from starting. Only
-`read_client` reads files.
+All use JSON, some with comments; Codex uses TOML. Variables and placeholders of every client become `${NAME:-}`, which
+is empty if unset, so that a missing variable never prevents the start of the gateway. Only `read_client` reads files.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _REFERENCE = re.compile(r"\$\{(\w+):-\}", re.ASCII)
 
 
 class Found(NamedTuple):
-    """The servers of a client in the form of ours, why others were skipped, and the entries of this gateway itself."""
+    """A client's converted servers, the reasons for skipping others, and the entries of this gateway."""
 
     path: Path
     servers: dict[str, dict[str, Any]]
@@ -45,7 +44,7 @@ class Found(NamedTuple):
 
 
 def places(client: str, environ: Mapping[str, str], folder: Path, platform: str = sys.platform) -> list[Path]:
-    """Where a client keeps its servers, what counts most first; `folder` is the project that somebody works in."""
+    """Return the files of a client's servers in order of precedence; `folder` is the current project."""
     home = Path(home_of(environ) or "~")
     config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     if platform == "win32":
@@ -69,10 +68,10 @@ def places(client: str, environ: Mapping[str, str], folder: Path, platform: str 
 
 
 def read_client(client: str, environ: Mapping[str, str], folder: Path, target: Path) -> Found:
-    """The servers of a client, or of a file, for the config `target`; the path is that of the file that counts most.
+    """Read the servers of a client or file for the config `target`; return them with the first file's path.
 
     Raises:
-        CommandError: there is none, or it cannot be understood.
+        CommandError: there is none, or it is invalid.
     """
     existing = [Path(client)]
     if client in CLIENTS:
@@ -88,22 +87,22 @@ def read_client(client: str, environ: Mapping[str, str], folder: Path, target: P
             ours = _NOT_A_NAME.sub("-", name).strip("-")[:64] or "server"
             first = seen.setdefault(ours, name)
             if first != name:
-                found.skipped[name] = f"its name would be {ours!r} here, as that of {first!r}"
+                found.skipped[name] = f"its name would be {ours!r} here, like that of {first!r}"
             if first != name or ours in found.servers or ours in found.skipped or ours in found.own:
-                continue  # in a file that counts less
+                continue  # in a file of lower precedence
             try:
                 if runs_gateway(raw, target, folder):
                     found.own.append(ours)
                 else:
                     spell = partial(_spell, raw=raw, path=path, environ=environ, folder=folder)
                     found.servers[ours] = _change_texts(_converted(raw), spell)
-            except (AttributeError, TypeError, ValueError):  # a member is no object, list or text where it must be one
-                found.skipped[ours] = "its entry does not have the form of a server"
+            except (AttributeError, TypeError, ValueError):  # a member of the wrong type
+                found.skipped[ours] = "its entry is not a valid server"
     return found
 
 
 def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
-    """The servers in every section of a client's file; those of one project only where that is the one."""
+    """Return the servers in all sections of a client's file; of projects only the current one's."""
     if path.suffix in {".yaml", ".yml"}:
         problem = f"{path}: YAML is not supported yet"
         raise CommandError(problem, "write its servers as JSON, and import that file")
@@ -117,7 +116,7 @@ def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
         else:
             parsed = json.loads(plain_json(text))
     except ValueError as exc:
-        problem = f"{path} cannot be understood: {exc}"
+        problem = f"{path} is invalid: {exc}"
         raise CommandError(problem) from None
     root = cast("dict[str, Any]", parsed if isinstance(parsed, dict) else {})
     inner: dict[str, Any] = root["mcp"] if isinstance(root.get("mcp"), dict) else {}
@@ -134,7 +133,7 @@ def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
         if isinstance(section, dict):
             for name, raw in cast("dict[str, Any]", section).items():
                 found.setdefault(name, raw)
-    # Gemini CLI turns servers off here.
+    # Gemini CLI disables servers here.
     allowed: list[str] = inner.get("allowed") or list(found)
     excluded: list[str] = inner.get("excluded") or []
     off = [name for name in found if name in excluded or name not in allowed]
@@ -142,7 +141,7 @@ def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def runs_gateway(raw: dict[str, Any], target: Path | None = None, folder: Path | None = None) -> bool:
-    """Whether an entry starts a gateway: any, or one with the config `target` or with none that it names."""
+    """Return whether an entry starts a gateway: any, or one with the config `target` or without a config."""
     command: Any = raw.get("command")
     parts: list[str] = [*(command if isinstance(command, list) else [command or ""]), *raw.get("args", ())]
     words = [word for part in parts for word in str(part).split("=", 1)]
@@ -156,12 +155,12 @@ def runs_gateway(raw: dict[str, Any], target: Path | None = None, folder: Path |
 
 
 def _converted(raw: dict[str, Any]) -> dict[str, Any]:
-    """One server without what only its client understands."""
+    """Convert one server and drop settings specific to its client."""
     made = {key: raw[key] for key in _KEPT if raw.get(key) is not None}
     for other in ("serverUrl", "httpUrl"):
         if other in raw:
             made["url"] = raw[other]
-    if made.get("type") in {"local", "remote"}:  # how it is reached shows in the rest
+    if made.get("type") in {"local", "remote"}:  # the other keys determine the transport
         del made["type"]
     if isinstance(made.get("command"), list):  # opencode
         made["command"], *made["args"] = made["command"] or [""]
@@ -185,7 +184,7 @@ def _converted(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _change_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """A value with each of its strings changed; keys stay."""
+    """Return a value with each of its strings changed, except keys."""
     if isinstance(value, dict):
         return {key: _change_texts(item, change) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
@@ -194,7 +193,7 @@ def _change_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _spell(text: str, *, raw: dict[str, Any], path: Path, environ: Mapping[str, str], folder: Path) -> str:
-    """A text of a client's file with its variables and placeholders in our spelling."""
+    """Convert variables and placeholders in a client's text to our spelling."""
     if path.stem == "opencode" or isinstance(raw.get("command"), list):
         base = path.absolute().parent
         text = _OPENCODE.sub(
@@ -217,5 +216,5 @@ def _variable(match: re.Match[str]) -> str:
 
 
 def variables_in(raw: dict[str, Any]) -> list[str]:
-    """The variables that a converted server takes from the environment."""
+    """Return the environment variables that a converted server uses."""
     return list(dict.fromkeys(_REFERENCE.findall(json.dumps(raw))))

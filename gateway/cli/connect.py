@@ -1,4 +1,4 @@
-"""`mcp-gateway connect`: stdio to the gateway that all clients of a config share (`gateway.relay`)."""
+"""`mcp-gateway connect`: relay stdio to the shared gateway of a config (`gateway.relay`)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from gateway.version import VERSION
 
 
 def seconds(text: str) -> float:
-    """A number of seconds."""
+    """Parse a number of seconds."""
     if not text.replace(".", "", 1).isdigit():
-        message = f"{text!r} is no number of seconds; give one like 60"
+        message = f"{text!r} is not a number of seconds; give one like 60"
         raise ValueError(message)
     return float(text)
 
 
 def connect(values: Values) -> int:
-    """Relay until stdin ends; 1 if there is no gateway."""
+    """Relay until EOF on stdin; return 1 if there is no gateway."""
     length = values.max_name_length
     return run(
         str(config_path(values)),
@@ -34,7 +34,7 @@ def connect(values: Values) -> int:
 COMMANDS = (
     Command(
         "connect",
-        "connect a client on stdio to the one gateway of a config, started if none runs",
+        "connect a client on stdio to the shared gateway of a config, started if necessary",
         connect,
         (
             FILE,
@@ -50,7 +50,7 @@ COMMANDS = (
             Flag("--separator", "separator of server and tool in names (default: the config's)", choices=SEPARATORS),
             Flag(
                 "--max-name-length",
-                "the longest name; longer ones are shortened (default: the config's)",
+                "maximum length of names (default: the config's)",
                 choices=tuple(map(str, NAME_LENGTHS)),
             ),
             STATE,

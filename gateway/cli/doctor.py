@@ -1,8 +1,8 @@
-"""`mcp-gateway doctor`: starts each server of a config once, and says what it finds.
+"""`mcp-gateway doctor`: start each server of a config once and report the findings.
 
-All at once, each for itself: one that hangs holds up no other. What a supervisor does (restarts, queues) is left out.
-What servers list is kept in the state directory, so that a client's first list is complete; `check --start` and
-`import` examine servers for that too.
+The servers are started concurrently and independently, so one that hangs does not delay the others; there are no
+restarts and no queues. Their lists are saved in the state directory, so that a client's first list is complete; `check
+--start` and `import` examine servers for this too.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from gateway.processes.guard import ChildGuard
 
 MAX_NAME: Final = 64
-"""Characters that the strictest clients take in a tool's name."""
+"""Maximum length of a tool's name in the strictest clients."""
 STOP_MARGIN: Final = 5.0
-"""Seconds beyond the shutdown sequence that a server's end may take."""
+"""Seconds added to the shutdown sequence for a server's end."""
 PROCESSES_LEFT: Final = "processes_left"
-"""The code of a server that works, but whose processes outlive it."""
+"""The code of a working server whose processes outlive it."""
 NAMES_FIX: Final = (
     f"connect those clients to http://HOST:PORT/mcp?separator=__&max_name_length={MAX_NAME}, or with"
     f" 'serve --separator __ --max-name-length {MAX_NAME}'"
@@ -51,7 +51,7 @@ _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
 def run(values: Values) -> int:
-    """Try them all; 1 if one does not work."""
+    """Examine all servers; return 1 if one does not work."""
     config = load(config_path(values), state_directory(values))
     found = examine(config, values)
     if values.json:
@@ -62,9 +62,9 @@ def run(values: Values) -> int:
 
 
 def examine(config: Config, values: Values) -> dict[str, dict[str, Any]]:
-    """Start each server of a config once, keep what it lists, and return the findings by server."""
+    """Start each server of a config once, save its lists, and return the findings by server."""
     warn_of_state(values)
-    quiet = logging.NullHandler()  # what matters of the log is part of the report
+    quiet = logging.NullHandler()  # the report includes the relevant log lines
     log = logging.getLogger("gateway")
     log.addHandler(quiet)
     try:
@@ -74,7 +74,7 @@ def examine(config: Config, values: Values) -> dict[str, dict[str, Any]]:
 
 
 class _Listener:
-    """Keeps the last lines of a server's stderr; what else it sends on its own is not needed here."""
+    """Keeps the last lines of a server's stderr and ignores its notifications."""
 
     def __init__(self) -> None:
         self.stderr: deque[bytes] = deque(maxlen=SHOWN_LINES)
@@ -111,7 +111,7 @@ async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]
             for server in config.servers.values():
                 if not server.disabled:
                     examinations.start_soon(examine, server)
-        nursery.cancel_scope.cancel(reason="all have been looked at")
+        nursery.cancel_scope.cancel(reason="all have been examined")
     for name, one in found.items():
         one["era_record"] = _recorded(store, config.servers[name])
     disabled = {one.name: {"ok": True, "disabled": one.disabled_by} for one in config.servers.values() if one.disabled}
@@ -120,7 +120,7 @@ async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]
 
 
 def _recorded(store: Store, server: ServerConfig) -> dict[str, Any] | None:
-    """What the gateway goes by when it starts the server; null where it would probe it."""
+    """Return the recorded era and version used for the server's next start; null if it would be probed."""
     record = store.load_era(server)
     if record is None or not 0 <= time.time() - record.at <= ERA_MAX_AGE:
         return None
@@ -165,7 +165,7 @@ async def _examine(
         try:
             store.save_catalog(server, listing)
         except OSError as exc:
-            report["hints"].append(f"what it lists could not be kept in {store.directory}: {exc}")
+            report["hints"].append(f"its lists could not be saved in {store.directory}: {exc}")
     report["stderr"] = [shown(line) for line in listener.stderr]
     report["stopped_after"] = round(trio.current_time() - began, 3)
     await guard.scan()
@@ -205,12 +205,12 @@ async def _meet(
 
 
 def _explain(problem: BaseException) -> str:
-    """A sentence about the server; its name stands before it already."""
+    """Describe a problem in a sentence that follows the server's name."""
     if isinstance(problem, BackendError):
         return problem.reason
     if isinstance(problem, trio.TooSlowError):
         return "was not ready in time (connect_timeout)"
-    return f"failed: {problem}" if str(problem) else f"failed with {type(problem).__name__}, which says no more"
+    return f"failed: {problem}" if str(problem) else f"failed with {type(problem).__name__} without a message"
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
@@ -236,18 +236,18 @@ def show(found: dict[str, dict[str, Any]]) -> None:
         if one["children_left"]:
             print(f"  processes left: {', '.join(map(str, one['children_left']))}")
     total, parts = sum(one.get("tools", 0) for one in found.values()), list[str]()
-    for member, what in (("odd_names", "have characters that some clients refuse"), ("long_names", "are too long")):
+    for member, what in (("odd_names", "have characters that some clients reject"), ("long_names", "are too long")):
         names = [name for one in found.values() for name in one.get(member, ())]
         if names:
             parts.append(f"{len(names)} of {total} names {what}, as {names[0]!r}")
-    if parts:  # once: it is about all servers
+    if parts:  # once, since it concerns all servers
         print(f"hint: {'; '.join(parts)}; {NAMES_FIX}")
 
 
 COMMANDS = (
     Command(
         "doctor",
-        "start each server of a config once and say what is wrong with it",
+        "start each server of a config once and report its problems",
         run,
         (FILE, CONFIG, JSON, STATE),
     ),

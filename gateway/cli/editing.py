@@ -1,7 +1,7 @@
-"""Small changes to files that people write: one entry set or removed, everything else left as it is.
+"""Edits of hand-written files: set or remove one entry and leave the rest unchanged.
 
-The text is edited, not written again from its values, so that comments, order and white space stay. Afterwards it is
-read back: where it does not say exactly what it should, nothing is written.
+The text is edited, not regenerated from its values, so that comments, order and white space are preserved. The result
+is parsed and compared with the intended values; if they differ, nothing is written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 NEW_MODE: Final = 0o600
-"""Of a file that is made here: it may hold keys."""
+"""Mode of a new file: it may contain keys."""
 BACKUP: Final = ".bak"
 _DECODER = JSONDecoder(strict=False)
 _SPACE = re.compile(r"\s*")
@@ -35,7 +35,7 @@ _HEADER = re.compile(r"^[ \t]*\[([^\[\]\n]+)\][ \t]*(?:#[^\n]*)?$", re.MULTILINE
 
 
 class Document:
-    """A file as it was read: its text, and the values in it. One that does not exist is an empty object."""
+    """A file's text and its values as read. A missing file is an empty object."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,10 +44,10 @@ class Document:
             self.text = "" if self.data is None else self.data.decode("utf-8-sig")
             root: Any = _parse(self.text, path)
         except ValueError as exc:
-            problem = f"{path} cannot be understood, so it is not changed: {exc}"
+            problem = f"{path} is invalid, so it is not changed: {exc}"
             raise CommandError(problem) from None
         if not isinstance(root, dict):
-            problem = f"{path} holds no object, so it is not changed"
+            problem = f"{path} does not contain an object, so it is not changed"
             raise CommandError(problem)
         self.root = cast("dict[str, Any]", root)
 
@@ -59,10 +59,10 @@ class Document:
         return value
 
     def edit(self, keys: Sequence[str], value: Any) -> str:
-        """Set the value at this path, or remove what is there (None); return the text, which `save` writes.
+        """Set the value at this path, or remove it (None); return the text for `save`.
 
         Raises:
-            CommandError: that cannot be done by a small change.
+            CommandError: the file's form prevents it.
         """
         with suppress(ValueError, LookupError, TypeError, AttributeError, ConfigError):
             wanted = changed(self.root, keys, value)
@@ -70,12 +70,12 @@ class Document:
             if _parse(text, self.path) == wanted:
                 self.text, self.root = text, wanted
                 return text
-        problem, where = f"{self.path} is written in a way that this command cannot change", ".".join(keys)
+        problem, where = f"{self.path} has a form that this command cannot edit", ".".join(keys)
         hint = f"remove {where} yourself" if value is None else f"write {where} yourself: {write_json(value)}"
         raise CommandError(problem, hint)
 
     def save(self, *, backup: bool = False) -> None:
-        """Replace the file as a whole, or not at all; a link stays one, and the mode stays as it was.
+        """Replace the file atomically, preserving symbolic links and the mode.
 
         Raises:
             CommandError: it cannot be written, or has changed since it was read.
@@ -102,7 +102,7 @@ def _write(target: Path, data: bytes, mode: int, *, unless_changed: Document | N
             os.fsync(fd)
         temporary.chmod(mode)
         if unless_changed is not None and unless_changed.data != (target.read_bytes() if target.exists() else None):
-            problem = f"{unless_changed.path} has been changed meanwhile, so nothing is written"
+            problem = f"{unless_changed.path} has been changed meanwhile; nothing was written"
             raise CommandError(problem, "run the command again")
         temporary.replace(target)
     except BaseException:
@@ -111,14 +111,14 @@ def _write(target: Path, data: bytes, mode: int, *, unless_changed: Document | N
 
 
 def _parse(text: str, path: Path) -> Any:
-    """Return the values of a text; JSON may have comments, whatever the file is called."""
+    """Return the values of a text; JSON may have comments, whatever the file's name."""
     if not text.strip():
         return {}
     return load_valid(text.encode(), path.name) if is_toml(path.name) else json.loads(plain_json(text))
 
 
 def changed(root: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return the values with one more, or without it; nothing is made in order to remove something from it."""
+    """Return the values with one set or removed; removal creates no parents."""
     made = copy.deepcopy(root)
     place = made
     for key in keys[:-1]:
@@ -143,15 +143,15 @@ def write_json(value: Any, indent: int | None = None) -> str:
 class _Member(NamedTuple):
     key: str
     start: int
-    """Where the key begins."""
+    """Offset of the key."""
     value: int
     end: int
     comma: int | None
-    """The comma behind the value, also behind the last one."""
+    """The comma after the value, even after the last one."""
 
 
 def edit_json(text: str, keys: Sequence[str], value: Any) -> str:
-    """Return a JSON text, which may have comments, with another value at this path, or without it (None)."""
+    """Set the value at this path of a JSON text with comments, or remove it (None); return the text."""
     text = text if text.strip() else "{}\n"
     at = _skip(plain_json(text), 0)
     for depth, key in enumerate(keys):
@@ -171,8 +171,8 @@ def edit_json(text: str, keys: Sequence[str], value: Any) -> str:
 
 
 def _members(text: str, at: int) -> tuple[list[_Member], int]:
-    """Return the members of the object that begins there, and the place of its closing brace."""
-    plain = plain_json(text)  # without commas after a last entry, which no decoder takes
+    """Return the members of the object that begins there, and the offset of its closing brace."""
+    plain = plain_json(text)  # without trailing commas, which no decoder accepts
     marks = _COMMENT.sub(lambda found: found[1] or re.sub(r"[^\n]", " ", found[0]), text)
     if plain[at] != "{":
         raise ValueError
@@ -189,14 +189,14 @@ def _members(text: str, at: int) -> tuple[list[_Member], int]:
 
 
 def _with(text: str, at: int, members: list[_Member], close: int, key: str, value: Any) -> str:
-    """Return the text with one more member at the end of an object, behind its comments."""
+    """Return the text with another member at the end of an object, after its comments."""
     tail = len(text[:close].rstrip())
     if not members:
         outer = _indent_of(text, at)
         indent = outer + "  "
         return f"{text[:tail]}\n{indent}{write_json(key)}: {_laid_out(value, indent)}\n{outer}{text[close:]}"
     last = members[-1]
-    comma, after = (",", "") if last.comma is None else ("", ",")  # a comma after the last entry is kept up
+    comma, after = (",", "") if last.comma is None else ("", ",")  # preserve the style of trailing commas
     if "\n" not in text[at:close]:
         member = f"{write_json(key)}: {write_json(value)}{after}"
         return f"{text[: last.end]}{comma}{text[last.end : tail]} {member}{text[tail:]}"
@@ -206,14 +206,14 @@ def _with(text: str, at: int, members: list[_Member], close: int, key: str, valu
 
 
 def _without(text: str, members: list[_Member], index: int) -> str:
-    """Return the text without one member, its comma, and its line if nothing else is on it."""
+    """Return the text without a member, its comma, and its line if otherwise empty."""
     member = members[index]
     before = members[index - 1].comma if index else None
     start, end = member.start, member.end if member.comma is None else member.comma + 1
     line, line_end = text.rfind("\n", 0, start) + 1, text.find("\n", end) + 1
     if not text[line:start].strip() and line_end and not text[end:line_end].strip():
         start, end = line, line_end
-    if member.comma is None and before is not None:  # the last one: what is the last one then has no comma
+    if member.comma is None and before is not None:  # the last one: remove the comma of the one before
         return text[:before] + text[before + 1 : start] + text[end:]
     return text[:start] + text[end:]
 
@@ -236,7 +236,7 @@ def _laid_out(value: Any, indent: str) -> str:
 
 
 def edit_toml(document: Document, keys: Sequence[str], value: Any) -> str:
-    """Remove the tables of an entry, and write one at the end; entries that are no tables of their own are refused."""
+    """Remove the tables of an entry and append a new one; refuse entries that are not separate tables."""
     import tomllib
 
     text = document.text

@@ -1,4 +1,4 @@
-"""A form that a server asks for, one field at a time: what to show, and whether an answer will do.
+"""An elicitation form, one field at a time: questions and validation of the answers.
 
 The schemas are the flat ones of 2025-11-25 client/elicitation: strings, numbers, booleans, and choices. Pure.
 """
@@ -12,18 +12,18 @@ from typing import Any
 from msgspec import Struct
 
 MAX_TRIES = 5
-"""Answers to one field that may be wrong before the form counts as cancelled."""
+"""Invalid answers to one field before the form is cancelled."""
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _YES = {"y": True, "yes": True, "true": True, "1": True, "n": False, "no": False, "false": False, "0": False}
 
 
 class WrongAnswer(ValueError):
-    """The answer does not fit the field; the message says what would."""
+    """The answer is invalid for the field; the message says what is valid."""
 
 
 class Field(Struct, frozen=True):
-    """One field; `choices` are the values with what is shown for each."""
+    """One field; `choices` are the values with their labels."""
 
     name: str
     kind: str
@@ -31,11 +31,11 @@ class Field(Struct, frozen=True):
     required: bool = False
     choices: dict[str, str] = {}
     several: bool = False
-    """Whether more than one of the choices may be taken."""
+    """Whether several choices may be selected."""
 
 
 def fields_of(schema: dict[str, Any]) -> list[Field]:
-    """The fields of a form, in its order."""
+    """Return the fields of a form, in its order."""
     required: list[str] = schema.get("required") or []
     properties: dict[str, dict[str, Any]] = schema.get("properties") or {}
     found: list[Field] = []
@@ -53,14 +53,14 @@ def fields_of(schema: dict[str, Any]) -> list[Field]:
 
 
 def describe(field: Field) -> str:
-    """The question, in one or more lines; the last one ends where the answer begins."""
+    """Return the question in one or more lines; the last is the prompt."""
     title = field.schema.get("title") or field.name
     lines = [f"  {field.schema['description']}"] if field.schema.get("description") else []
     lines += [
         f"    {index}) {shown}" + (f" ({value})" if shown != value else "")
         for index, (value, shown) in enumerate(field.choices.items(), 1)
     ]
-    kind = "numbers or values, with commas between" if field.several else "number or value" if field.choices else ""
+    kind = "numbers or values, separated by commas" if field.several else "number or value" if field.choices else ""
     notes = [kind or field.kind, "required" if field.required else "may be empty"]
     if "default" in field.schema:
         notes[1] = f"default {field.schema['default']}"
@@ -68,10 +68,10 @@ def describe(field: Field) -> str:
 
 
 def read_answer(field: Field, text: str) -> Any:
-    """The value that was typed; None for a field that is left out.
+    """Parse an answer; None for an omitted field.
 
     Raises:
-        WrongAnswer: it will not do.
+        WrongAnswer: it is invalid.
     """
     text = text.strip()
     if not text:
@@ -108,9 +108,9 @@ def _number(field: Field, text: str) -> int | float:
     try:
         value = int(text) if field.kind == "integer" else float(text)
     except ValueError:
-        raise WrongAnswer("this is no whole number" if field.kind == "integer" else "this is no number") from None
+        raise WrongAnswer("this is not a whole number" if field.kind == "integer" else "this is not a number") from None
     if isinstance(value, float) and not math.isfinite(value):
-        raise WrongAnswer("this is no number")
+        raise WrongAnswer("this is not a number")
     least, most = field.schema.get("minimum", -math.inf), field.schema.get("maximum", math.inf)
     if not least <= value <= most:
         raise WrongAnswer(f"it must be {_between(least, most)}")
@@ -135,7 +135,7 @@ def _string(schema: dict[str, Any], text: str) -> str:
         "date-time": lambda: _is_moment(text),
     }.get(str(form))
     if fits is not None and not fits():
-        raise WrongAnswer(f"this is no {form}")
+        raise WrongAnswer(f"this is not a valid {form}")
     return text
 
 

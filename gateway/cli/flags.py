@@ -1,8 +1,8 @@
-"""What a command takes, written down once: each module of this room has a `Command` with its `Flag`s.
+"""Declarations of the commands: each module of this package has a `Command` with its `Flag`s.
 
-Two readers go by it. `read_plain` understands a command line that is plainly right in well under a millisecond, so
-that a client which starts the gateway waits for nothing else; `gateway.cli.app` hands all others (help, errors, shell
-completion) to Typer, which takes 0.2 s. Both give text; `convert` makes values of it.
+There are two parsers. `read_plain` parses a plainly valid command line in well under a millisecond, so that a client
+which starts the gateway does not wait; `gateway.cli.app` passes all others (help, errors, shell completion) to Typer,
+which takes 0.2 s. Both return text, which `convert` turns into values.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 PROGRAM = "mcp-gateway"
 
 Values = SimpleNamespace
-"""What was given, by the flags' `key`."""
+"""The given values, by the flags' `key`."""
 
 
 class Flag(Struct, frozen=True):
     """One option (`--port`), or one argument (`FILE`).
 
-    `parse` makes the value of the text and raises ValueError with a whole sentence; `complete` gives what the shell may
-    offer as a value, from what was given so far, by key, and must be quick.
+    `parse` converts the text and raises ValueError with a whole sentence; `complete` returns shell completions from the
+    values given so far, by key, and must be fast.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Flag(Struct, frozen=True):
     complete: Callable[[dict[str, Any]], Sequence[str]] | None = None
     required: bool = False
     switch: bool = False
-    """It takes no value and is True where it is given."""
+    """It takes no value and is True if given."""
     many: bool = False
-    """It may be given several times; the value is a list."""
+    """It may be repeated; the value is a list."""
     variable: str = ""
     """For a secret: the environment variable to use instead, since a command line is visible to other users."""
 
     @property
     def is_option(self) -> bool:
-        """Whether it has a name on the command line, rather than a place."""
+        """Whether it is an option, not a positional argument."""
         return self.name.startswith("-")
 
     @property
@@ -71,7 +71,7 @@ JSON = Flag("--json", "print the result as JSON", switch=True)
 
 
 def read_plain(command: Command, words: Sequence[str]) -> dict[str, Any] | None:
-    """What the words say, by key; None where anything needs a second look, be it wrong or only rare."""
+    """Parse the words into values by key; None if they are invalid or need Typer."""
     options = {flag.name: flag for flag in command.flags if flag.is_option}
     raw: dict[str, Any] = {}
     places: list[str] = []
@@ -112,10 +112,10 @@ def _put(raw: dict[str, Any], flag: Flag, text: str) -> None:
 
 
 def convert(command: Command, raw: Mapping[str, Any]) -> Values:
-    """Make values of what was given, and of what was not the default.
+    """Convert the given values, and fill in the defaults.
 
     Raises:
-        UsageError: a text is none of the values that the flag takes.
+        UsageError: a text is not a valid value of its flag.
     """
     values = Values()
     for flag in command.flags:
@@ -132,7 +132,7 @@ def convert(command: Command, raw: Mapping[str, Any]) -> Values:
 def _value(command: Command, flag: Flag, text: str) -> Any:
     hint = f"{PROGRAM} {command.name} --help"
     if flag.choices and text not in flag.choices:
-        problem = f"{flag.name}: {text!r} is none of {', '.join(flag.choices)}"
+        problem = f"{flag.name}: {text!r} is not one of {', '.join(flag.choices)}"
         raise UsageError(problem, hint)
     if flag.parse is None:
         return text

@@ -1,7 +1,7 @@
-"""`mcp-gateway import CLIENT`: takes over the servers that an MCP client has in its own config.
+"""`mcp-gateway import CLIENT`: import the servers of an MCP client's config.
 
-What would be run is shown first, with the names of variables but never their values, and nothing is written or
-started before the user has agreed. A server that the config has already is left as it is, unless `--force`; one that
+The commands to be run are shown first, with the names of variables but never their values, and nothing is written or
+started before the user has agreed. A server that the config already has is left unchanged, unless `--force`; one that
 `serve` would refuse is skipped and reported.
 """
 
@@ -27,7 +27,7 @@ from gateway.errors import ConfigError
 
 
 def run(values: Values) -> int:
-    """Show, ask, write; 1 if it was not agreed to, or if a server had to be skipped."""
+    """Show, ask, and write; return 1 if the user declined or a server was skipped."""
     client = read_client(values.client, os.environ, Path.cwd(), values.config)
     document = Document(values.config)
     section = section_of(document)
@@ -57,7 +57,7 @@ def run(values: Values) -> int:
     for name in shown:
         document.edit((section, name), client.servers[name])
     document.save()
-    print_error(f"{values.config}: added {counted(len(shown), 'server')}; each is started once, to learn what it lists")
+    print_error(f"{values.config}: added {counted(len(shown), 'server')}; starting each once to learn its lists")
     try:
         config = load(values.config)
     except ConfigError as exc:
@@ -81,17 +81,17 @@ def _show(client: Found, shown: dict[str, Any], left: list[str], unset: dict[str
     if not shown:
         print("  nothing new")
     for name in client.own:
-        warn(f"{name!r} is this gateway itself and is left out")
+        warn(f"{name!r} is this gateway itself and is skipped")
     for name in left:
-        warn(f"server {name!r} is in the config already and is left as it is (--force replaces it)")
+        warn(f"server {name!r} is already in the config and is left unchanged (--force replaces it)")
     for name, why in client.skipped.items():
         warn(f"server {name!r} is skipped: {why}")
     for name, lacking in unset.items():
-        warn(f"server {name!r} takes {', '.join(lacking)} from the environment, not set here: set them before 'serve'")
+        warn(f"server {name!r} needs {', '.join(lacking)} from the environment, not set here; set before 'serve'")
 
 
 def describe(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:
-    """What a server would run, without secrets. Raises ConfigError if `serve` would refuse it."""
+    """Describe what a server runs, without secrets. Raises ConfigError if `serve` would refuse it."""
     files = files_of(config, os.environ)
     server = parse_config({"mcpServers": {name: raw}}, environ=os.environ, files=files).servers[name]
     config_shown = shown_config(server)
@@ -109,7 +109,7 @@ def describe(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:
 
 
 def agreed(question: str) -> bool:
-    """Ask at the terminal. Raises CommandError where there is none."""
+    """Ask at the terminal. Raises CommandError without a terminal."""
     if not sys.stdin.isatty():
         problem = "cannot ask before writing: standard input is not a terminal"
         raise CommandError(problem, "--yes writes without asking")
@@ -119,10 +119,10 @@ def agreed(question: str) -> bool:
 
 
 def section_of(document: Document) -> str:
-    """Return the section of our config that holds the servers. Raises CommandError where it is no object."""
+    """Return the key of our config's section of servers. Raises CommandError if it is not an object."""
     section = "servers" if "servers" in document.root else "mcpServers"
     if not isinstance(document.root.get(section, {}), dict):
-        problem = f"{document.path} is no config, so nothing is written into it"
+        problem = f"{document.path} is not a config; nothing was written"
         raise CommandError(problem, f"mcp-gateway check {document.path}")
     return section
 
@@ -130,7 +130,7 @@ def section_of(document: Document) -> str:
 COMMANDS = (
     Command(
         "import",
-        "take over the servers of an MCP client's config",
+        "import the servers of an MCP client's config",
         run,
         (
             Flag(
@@ -139,7 +139,7 @@ COMMANDS = (
                 required=True,
                 complete=lambda _given: tuple(CLIENTS),
             ),
-            Flag("--config", "the config file to write into; it may be new", "FILE", parse=Path, required=True),
+            Flag("--config", "the config file to write to, created if missing", "FILE", parse=Path, required=True),
             Flag("--yes", "write without asking", switch=True),
             Flag("--force", "replace servers of the same name", switch=True),
             JSON,

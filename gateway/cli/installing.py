@@ -1,7 +1,7 @@
 """`mcp-gateway install` and `uninstall`: the gateway's entry in the configs of MCP clients.
 
-Each client gets an entry that runs `connect`, with names of tools that it takes (docs/clients.md). What will change is
-shown first, without what may be secret; files keep their comments and order, and a copy of what they were.
+Each client gets an entry that runs `connect`, with tool names that it accepts (docs/clients.md). The changes are shown
+first, without secrets; files keep their comments and order, and a backup is saved.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 ENTRY: Final = "gateway"
-"""The name of the entry, unless another one is given."""
+"""The default name of the entry."""
 _NO_PROJECT: Final = Path("/nonexistent")
 COMMAND_TIMEOUT: Final = 60.0
 """Seconds for a client's own command."""
 
 
 class Program(NamedTuple):
-    """A client's own command, which does the writing where it is there; `{name}` and `{json}` stand for the entry's."""
+    """A client's own command, preferred for writing; `{name}` and `{json}` are replaced by the entry's."""
 
     name: str
     add: tuple[str, ...]
-    """The command line of the server follows, unless this has `{json}`."""
+    """Arguments, followed by the server's command line unless they include `{json}`."""
     remove: tuple[str, ...]
 
 
 class Client(NamedTuple):
-    """How one client is connected."""
+    """The config format of one client."""
 
     section: str
-    """Where its file has its servers."""
+    """The path of the servers in its file."""
     names: tuple[str, ...] = ()
-    """Options of `connect` for the names of tools that it takes."""
+    """Options of `connect` for the tool names that it accepts."""
     members: tuple[tuple[str, Any], ...] = ()
-    """What an entry has besides its command."""
+    """Members of an entry besides its command."""
     one_list: bool = False
     """Whether command and arguments are one list."""
     program: Program | None = None
@@ -84,7 +84,7 @@ TABLE: Final = {
         _UNDERSCORES,
         program=Program("codex", ("mcp", "add", "{name}", "--"), ("mcp", "remove", "{name}")),
     ),
-    # `gemini mcp add` takes the options of a server's command for its own, so its file is edited.
+    # `gemini mcp add` parses the options of a server's command as its own, so its file is edited.
     "gemini": Client("mcpServers", ("--max-name-length", "48")),
     "opencode": Client("mcp", _SHORT, (("type", "local"), ("enabled", True)), one_list=True),
     "copilot": Client("mcpServers", _UNDERSCORES, (("type", "local"), ("tools", ["*"]))),
@@ -92,7 +92,7 @@ TABLE: Final = {
 
 
 class Change(NamedTuple):
-    """What is about to be done to one client: a file that is edited, or its own command that is run."""
+    """The planned change for one client: an edit of a file, or a run of its own command."""
 
     client: str
     shown: str
@@ -101,8 +101,8 @@ class Change(NamedTuple):
 
 
 def install(values: Values) -> int:
-    """Connect one client, or all that are there; 1 if one of them could not be."""
-    load_config(values.config, environ=os.environ)  # a client would only show that its server does not start
+    """Connect one client, or all installed ones; return 1 if one failed."""
+    load_config(values.config, environ=os.environ)  # a client would only report that its server does not start
     return _run(values, lambda client: _install(client, values))
 
 
@@ -113,10 +113,10 @@ def uninstall(values: Values) -> int:
 
 def _run(values: Values, prepare: Callable[[str], Change | None]) -> int:
     if bool(values.client) == values.all:
-        problem = "which client? Give one, or --all" if not values.client else "give a client or --all, not both"
+        problem = "no client was given; give one, or --all" if not values.client else "give a client or --all, not both"
         raise UsageError(problem, ", ".join(CLIENTS))
     if values.client and values.client not in TABLE:
-        problem, command = f"the client {values.client!r} is not known", connect_command(Path("FILE"), _UNDERSCORES)
+        problem, command = f"unknown client {values.client!r}", connect_command(Path("FILE"), _UNDERSCORES)
         entry = {"mcpServers": {ENTRY: {"command": command[0], "args": command[1:]}}}
         raise CommandError(problem, f"write this into its config: {write_json(entry)}")
     clients = [values.client]
@@ -128,7 +128,7 @@ def _run(values: Values, prepare: Callable[[str], Change | None]) -> int:
             if TABLE[client].find_program() or _file(client).is_file() or (folder.is_dir() and folder != Path.home())
         ]
     if not clients:
-        problem = "none of the known clients is installed here"
+        problem = "no known client is installed here"
         raise CommandError(problem, ", ".join(CLIENTS))
     changes: list[Change] = []
     failed = False
@@ -164,7 +164,7 @@ def _install(client: str, values: Values) -> Change | None:
     if present == entry:
         return None
     if present is not None and not _is_ours(present):
-        problem = f"{document.path} has an entry {values.name!r} that is not this gateway's"
+        problem = f"{document.path} has an entry {values.name!r} of another program"
         raise CommandError(problem, "choose another name: --name NAME")
     if row.program is None or row.find_program() is None:
         return _edit(client, document, keys, entry)
@@ -181,7 +181,7 @@ def _uninstall(client: str, values: Values) -> Change | None:
     if present is None:
         return None
     if not _is_ours(present):
-        problem = f"the entry {values.name!r} in {document.path} is not this gateway's"
+        problem = f"the entry {values.name!r} in {document.path} belongs to another program"
         raise CommandError(problem, "name the entry: --name NAME")
     if row.program is None or row.find_program() is None:
         return _edit(client, document, keys, None)
@@ -234,7 +234,7 @@ def _apply(change: Change) -> None:
 
 
 def connect_command(config: Path, names: Sequence[str], *, view: str | None = None) -> list[str]:
-    """Return the command line with which a client connects: absolute, for clients have a PATH of their own."""
+    """Return the command line for a client, with absolute paths, since clients have their own PATH."""
     script = Path(sys.executable).with_name("mcp-gateway")
     program = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "gateway"]
     chosen = [] if view is None else ["--view", view]
@@ -246,7 +246,7 @@ def _is_ours(entry: Any) -> bool:
 
 
 def _file(client: str) -> Path:
-    """Return the file of the user, not of a project; of several that one which exists."""
+    """Return the user's file, not a project's; of several, an existing one."""
     found = places(client, os.environ, _NO_PROJECT)
     own = [path for path in found if not path.is_relative_to(_NO_PROJECT)]
     return next((path for path in own if path.is_file()), own[0])

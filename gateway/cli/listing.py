@@ -21,18 +21,18 @@ from gateway.eras.methods import FEATURES, Kind
 
 KINDS = {feature: tuple(kind for kind in Kind if kind.feature == feature) for feature in FEATURES}
 MAX_COLUMN: Final = 60
-"""Characters of a name that move the summaries of all others to the right."""
+"""Maximum width of the column of names."""
 
 
 def run(values: Values) -> int:
-    """Print them; 1 if not all servers came up."""
+    """Print the lists; return 1 if a server did not start."""
     files = [Path(word) for word in values.kind if word not in KINDS]
     values.file = files[0] if files else None
     if values.file or values.config:
         values.config = config_path(values)
     for path in files:
         if path != values.file or not path.exists():
-            problem = f"{path}: no such file, and none of {', '.join(KINDS)}"
+            problem = f"{path}: not a file and not one of {', '.join(KINDS)}"
             raise UsageError(problem, did_you_mean(str(path), KINDS).removeprefix("; "))
     chosen = [word for word in values.kind if word in KINDS] or KINDS
     kinds = [kind for word, several in KINDS.items() if word in chosen for kind in several]
@@ -65,7 +65,7 @@ async def _list(
 
 
 def _show(found: dict[Kind, list[dict[str, Any]]]) -> None:
-    """Print tables of names, arguments and first lines; on a terminal they are wrapped within their column."""
+    """Print tables of names, arguments and first lines, wrapped within their column on a terminal."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     for kind, items in found.items():
         if not items and len(found) > 1:

@@ -1,6 +1,6 @@
 """`mcp-gateway login NAME` and `logout NAME`: the tokens of one backend, with or without a gateway running.
 
-A running gateway that waits for this login finds its tokens in the state directory by itself.
+A running gateway that waits for this login detects the tokens in the state directory.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _REFUSED: Final = 400
 
 
 def log_in(config: Config, name: str, state_directory: Path, *, browser: bool, tell: Callable[[str], None]) -> bool:
-    """Log in to one server and keep its tokens; whether it asked for a login at all.
+    """Log in to one server and save its tokens; return whether it required a login.
 
-    `browser` says whether to open the page or only to `tell` people its address.
+    `browser` says whether to open the page or only to pass its address to `tell`.
 
     Raises:
-        ConfigError: there is no such server, none that OAuth is for, or others can write the state directory.
-        BackendError: it cannot be reached, or the login failed.
+        ConfigError: the server is unknown or does not use OAuth, or others can write the state directory.
+        BackendError: the server cannot be reached, or the login failed.
     """
     store = Store(state_directory)
     store.check()
@@ -48,7 +48,7 @@ def log_in(config: Config, name: str, state_directory: Path, *, browser: bool, t
 
 
 def log_out(config: Config, name: str, state_directory: Path) -> bool:
-    """Forget what is kept of one server; whether there was anything. Raises ConfigError as `log_in` does."""
+    """Delete one server's tokens; return whether there were any. Raises ConfigError as `log_in` does."""
     from gateway.oauth_client.token_store import TokenFiles
 
     store = Store(state_directory)
@@ -62,12 +62,10 @@ def _find(config: Config, name: str) -> ServerConfig:
         others = f"; there are {', '.join(map(repr, config.servers)) or 'none'}"
         raise ConfigError([f"there is no server {name!r}{did_you_mean(name, config.servers) or others}"])
     if server.url is None:
-        raise ConfigError([
-            f"server {name!r} is a program that the gateway starts; only servers with 'url' take a login"
-        ])
+        raise ConfigError([f"server {name!r} is a program that the gateway starts; only servers with 'url' use logins"])
     if not server.uses_oauth:
         why = "has 'oauth': false" if server.oauth is None else "has its credentials in the config"
-        raise ConfigError([f"server {name!r} {why}, so it takes no login"])
+        raise ConfigError([f"server {name!r} {why}, so it uses no login"])
     return server
 
 
@@ -79,7 +77,7 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Ca
     class Printed(LoginPrompt):
         async def show(self, url: str, listener: RedirectListener, pending_calls: Sequence[PendingCall]) -> None:
             del pending_calls
-            tell(f"{server.name}: open this page to log in; it comes back to {listener.uri}\n\n{url}\n")
+            tell(f"{server.name}: open this page to log in; it redirects to {listener.uri}\n\n{url}\n")
             if browser and can_open():
                 await open_page(url)
 
@@ -105,7 +103,7 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Ca
 
 
 async def find_challenge(server: ServerConfig) -> Challenge | None:
-    """Ask the server for something, and return what it demands first; None if it answers. Raises BackendError."""
+    """Send a request and return the server's challenge; None if it answers. Raises BackendError."""
     from gateway.http_client import HttpRefused, open_http_client
     from gateway.oauth_client.answers import challenge_of
 
@@ -123,13 +121,13 @@ async def find_challenge(server: ServerConfig) -> Challenge | None:
                     return challenge
                 if status not in _NOT_FOUND:
                     break
-            raise HttpRefused(server.name, f"answered HTTP {status}, which asks for no login", status)
+            raise HttpRefused(server.name, f"answered HTTP {status}, which does not request a login", status)
     raise BackendUnavailable(server.name, f"did not answer within {server.connect_timeout:g} s (connect_timeout)")
 
 
 def run_login(values: Values) -> int:
-    """Log in to the server that was named."""
-    # With --json stdout is the result's; the page's address is for people all the same.
+    """Log in to the named server."""
+    # With --json, stdout is for the result; the page's address is for the user all the same.
     tell = print_error if values.json else partial(print, flush=True)
     config, directory = load(config_path(values)), state_directory(values)
     asked = log_in(config, values.name, directory, browser=not values.no_browser, tell=tell)
@@ -139,9 +137,9 @@ def run_login(values: Values) -> int:
 
 
 def run_logout(values: Values) -> int:
-    """Log out of the server that was named."""
+    """Log out of the named server."""
     was = log_out(load(config_path(values)), values.name, state_directory(values))
-    _report(values, "logged out" if was else "nobody was logged in", {"name": values.name, "was_logged_in": was})
+    _report(values, "logged out" if was else "was not logged in", {"name": values.name, "was_logged_in": was})
     return 0
 
 
@@ -162,9 +160,9 @@ _WHERE = (
 COMMANDS = (
     Command(
         "login",
-        "log in to a server that wants OAuth, and keep its tokens",
+        "log in to a server that requires OAuth, and save its tokens",
         run_login,
         (*_WHERE, Flag("--no-browser", "only print the address of the login page", switch=True)),
     ),
-    Command("logout", "forget the tokens of a server", run_logout, _WHERE),
+    Command("logout", "delete the tokens of a server", run_logout, _WHERE),
 )

@@ -1,4 +1,4 @@
-"""From a command line to an exit code: finds the command, runs it, and says what went wrong."""
+"""Entry point: find the command, run it, and report errors."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ COMMANDS = {
     "hash-key": "hash_key",
     "demo": "serve",
 }
-"""Each command with its module, which is imported when the command is used."""
+"""The module of each command, imported on use."""
 COMPLETION = "_" + PROGRAM.upper().replace("-", "_") + "_COMPLETE"
-"""The variable by which a shell asks for completions."""
+"""The variable with which a shell requests completions."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     _open_missing_stdio()
-    # A lone surrogate, or what the terminal's encoding lacks, is printed as its escape, which in JSON means the same.
+    # Unencodable characters, such as lone surrogates, are printed as escapes, which are equivalent in JSON.
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:  # a replacement of the stream may lack it
         reconfigure(errors="backslashreplace")
@@ -57,14 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = _run(words)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; what is left in the buffer must not fail at the exit
+    except BrokenPipeError:  # `| head` has stopped reading; flushing the rest of the buffer must not fail at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return OK
     return status
 
 
 def _run(words: list[str]) -> int:
-    # Before the command or right after it, where no other thing of this name can stand.
+    # Before the command or right after it, where the word cannot be a value.
     debug = "--debug" in words[:2] and len(words) > 1
     if debug:
         words.remove("--debug")
@@ -93,7 +93,7 @@ def _run(words: list[str]) -> int:
             traceback.print_exception(exc)
         problems = _leaves(exc)
         if not all(isinstance(each, (GatewayError, KeyboardInterrupt)) for each in problems):
-            raise  # a bug: the traceback is what helps
+            raise  # a bug: show the traceback
         expected = [each for each in problems if isinstance(each, GatewayError)]
         if "--json" in words and expected:
             print_json_error(expected[0])
@@ -109,7 +109,7 @@ def _run(words: list[str]) -> int:
 
 
 def find_command(name: str) -> Command:
-    """One command, from its module: `COMMANDS` there holds all that the module has."""
+    """Return a command from the `COMMANDS` of its module."""
     module = import_module(f"gateway.cli.{COMMANDS[name]}")
     found: tuple[Command, ...] = module.COMMANDS
     return next(command for command in found if command.name == name)
@@ -125,7 +125,8 @@ def _leaves(problem: BaseException) -> list[BaseException]:
 def _open_missing_stdio() -> None:
     """Put /dev/null where the caller left stdin, stdout or stderr closed.
 
-    Else the next thing that is opened, a socket or a child's pipe, gets the number, and logs are written into it.
+    Otherwise the next opened descriptor, such as a socket or a child's pipe, would get the number, and logs would be
+    written to it.
     """
     for fd in (0, 1, 2):
         try:

@@ -1,8 +1,7 @@
-"""`mcp-gateway reload`, `restart`, `enable` and `disable`: changes to a gateway that runs.
+"""`mcp-gateway reload`, `restart`, `enable` and `disable`: change a running gateway.
 
-They go over its management API, or over its control socket where it serves stdio. The token is what was given, or the
-environment's, or what the gateway keeps in the state directory. That last one is this machine's: it is sent to loopback
-only.
+They use its management API, or its control socket if it serves stdio. The token is the given one, or the environment's,
+or the gateway's in the state directory. The last one belongs to this machine and is only sent to loopback.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from gateway.errors import ConfigError
 from gateway.store import Store
 
 ANSWER_WITHIN: Final = 60.0
-"""Seconds: a change is answered when its servers have started, or have had their time to."""
+"""Seconds: a change is answered when its servers have started or their start has timed out."""
 MAX_ANSWER: Final = 16 * 1024 * 1024
-"""Bytes of an answer."""
+"""Limit of a response in bytes."""
 ENVIRONMENT: Final = "MCP_GATEWAY_ADMIN_TOKEN"
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -78,7 +77,7 @@ def change(values: Values, do: str, name: str = "") -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        problem = f"what is there answered HTTP {status} without JSON, which a gateway does not"
+        problem = f"the answer is HTTP {status} without JSON, so this is not a gateway"
         raise CommandError(problem)
     found = cast("dict[str, Any]", found)
     if status != http.client.OK:
@@ -100,7 +99,7 @@ def _token(values: Values, netloc: str) -> str | None:
 
 
 def run_reload(values: Values) -> int:
-    """Have the config file read anew; 1 if a server did not come up."""
+    """Reload the config file; return 1 if a server did not start."""
     found = change(values, "reload")
     if values.json:
         print_json(found)
@@ -111,7 +110,7 @@ def run_reload(values: Values) -> int:
 
 
 def run_change(do: str, values: Values) -> int:
-    """Change one server; 1 if it did not come up."""
+    """Change one server; return 1 if it did not start."""
     found = change(values, do, values.name)
     if values.json:
         print_json(found)
@@ -136,10 +135,10 @@ def _running_names(given: dict[str, Any]) -> list[str]:
 
 
 _WHERE: Final = (
-    Flag("--url", "the gateway's address or process id (default: the gateway that runs)", "URL", parse=address),
+    Flag("--url", "the gateway's URL or process id (default: the running gateway)", "URL", parse=address),
     Flag(
         "--admin-token",
-        "the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, else what the gateway keeps in the state directory)",
+        "the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, else the one in the state directory)",
         "TOKEN",
         variable=ENVIRONMENT,
     ),
@@ -148,13 +147,13 @@ _WHERE: Final = (
 )
 _NAME: Final = Flag("NAME", "the server's name in the config", required=True, complete=_running_names)
 COMMANDS = (
-    Command("reload", "have the running gateway read its config file anew", run_reload, _WHERE),
+    Command("reload", "reload the config file of the running gateway", run_reload, _WHERE),
     *(
         Command(do, text, partial(run_change, do), (_NAME, *_WHERE))
         for do, text in (
-            ("restart", "start a server of the running gateway anew"),
-            ("enable", "turn a server of the running gateway on"),
-            ("disable", "turn a server of the running gateway off"),
+            ("restart", "restart a server of the running gateway"),
+            ("enable", "enable a server of the running gateway"),
+            ("disable", "disable a server of the running gateway"),
         )
     ),
 )

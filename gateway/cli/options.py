@@ -1,4 +1,4 @@
-"""Flags that several commands share, and what makes values of their text."""
+"""Flags that several commands share, and their parsers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def port(text: str) -> int:
-    """A port; 0 is any free one."""
+    """Parse a port; 0 is any free one."""
     if not text.isdigit() or int(text) > 65_535:
-        message = f"{text!r} is no port; give 0 to 65535"
+        message = f"{text!r} is not a port; give 0 to 65535"
         raise ValueError(message)
     return int(text)
 
 
 def url_path(text: str) -> str:
-    """The path of an endpoint."""
+    """Parse the path of an endpoint."""
     if not text.startswith("/") or any(char in text for char in "?# "):
-        message = f"{text!r} is no path; it must begin with /"
+        message = f"{text!r} is not a path; it must begin with /"
         raise ValueError(message)
     return text
 
@@ -38,16 +38,16 @@ CONFIG = Flag("--config", "the config file", "FILE", parse=Path)
 
 
 def address(text: str) -> str:
-    """An address, or a process id."""
+    """Parse a URL or a process id."""
     if not text.isdigit() and not text.startswith(("http://", "https://")):
-        message = f"{text!r} is no address; give one like http://127.0.0.1:8080/mcp, or the process id of a gateway"
+        message = f"{text!r} is not a URL; give one like http://127.0.0.1:8080/mcp, or the process id of a gateway"
         raise ValueError(message)
     return text
 
 
 STATE = Flag(
     "--state-dir",
-    "where last-good catalogs, tokens and the control socket are kept (default $MCP_GATEWAY_STATE_DIR, else below"
+    "directory of last-good catalogs, tokens and the control socket (default $MCP_GATEWAY_STATE_DIR, else below"
     " $XDG_STATE_HOME or ~/.local/state)",
     "DIR",
     parse=Path,
@@ -60,7 +60,7 @@ ADDRESS = (
 
 
 def split_address(url: str) -> tuple[str, str | None]:
-    """Split a gateway's address into one with a host and the Unix socket by which it is reached; None is the network.
+    """Split a gateway's address into a URL and its Unix socket, None for a network address.
 
     `serve --uds` prints `http://unix:/PATH/OF/SOCKET:/mcp`.
     """
@@ -75,20 +75,20 @@ def config_path(values: Values) -> Path:
         raise UsageError(problem, "keep one: FILE or --config FILE")
     path: Path | None = values.file or values.config
     if path is None:
-        problem = "which config FILE? none was given (FILE or --config FILE)"
+        problem = "no config file was given (FILE or --config FILE)"
         raise UsageError(problem, f"{PROGRAM} --help")
     return path
 
 
 def state_directory(values: Values) -> Path:
-    """The state directory that was named, or the default one."""
+    """Return the named state directory, or the default one."""
     from gateway.store import default_directory
 
     return getattr(values, "state_dir", None) or default_directory(os.environ)
 
 
 def warn_of_state(values: Values) -> None:
-    """Warn where `serve` would not use the state directory."""
+    """Warn if `serve` would not use the state directory."""
     from gateway.errors import ConfigError
     from gateway.store import Store
 
@@ -99,14 +99,14 @@ def warn_of_state(values: Values) -> None:
 
 
 def names_in_config(given: Mapping[str, Any]) -> Sequence[str]:
-    """What a shell may offer as a server's name: those in the config file, as far as it can be read."""
+    """Return shell completions for a server's name, if the config file is readable."""
     from gateway.config.parse import read_file
     from gateway.config.text import load_valid
     from gateway.errors import ConfigError
 
     try:
         path = Path(given.get("config") or given.get("file") or "")
-        if not path.is_file():  # a pipe is read only once, and not by a shell
+        if not path.is_file():  # a pipe can be read only once, so not for completion
             return ()
         config = load_valid(read_file(path), str(path))
         return [*config.get("mcpServers", config.get("servers", {}))]
@@ -115,9 +115,9 @@ def names_in_config(given: Mapping[str, Any]) -> Sequence[str]:
 
 
 def load(path: Path, state: Path | None = None) -> Config:
-    """Read a config, mask its secrets in all that this process says, and say what is odd. Raises ConfigError.
+    """Read a config, mask its secrets in this process's output, and print warnings. Raises ConfigError.
 
-    With a state directory it is the config that `serve` would use: with what was changed over the management API.
+    With a state directory it returns the config that `serve` would use, including changes over the management API.
     """
     from gateway.config import load_config
     from gateway.config.shown import secrets_of_config

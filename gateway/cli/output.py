@@ -1,7 +1,7 @@
-"""What people read: one line an error in red, a hint under it, warnings, and JSON where it was asked for.
+"""Output for users: errors in red with a hint, warnings, and JSON on request.
 
-Colour only where a terminal shows it and NO_COLOR is not set. What goes wrong with stderr itself is no reason to stop:
-nobody may be reading it.
+Colour is used only on a terminal and without NO_COLOR. Errors of stderr itself are ignored, since it may have no
+reader.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ YELLOW = "33"
 
 
 class CommandError(GatewayError):
-    """A command cannot do what it was asked; `hint` says what to try instead.
+    """A command failed; `hint` says what to try instead.
 
-    `reason` is the code of the error behind it, where there is one.
+    `reason` is the code of the underlying error, if any.
     """
 
     code: ClassVar[str] = "command_failed"
@@ -42,31 +42,31 @@ class UsageError(CommandError):
 
 
 def print_error(text: str) -> None:
-    """Write one line, or several, to stderr; in one piece, since the logs are written there by their own thread."""
-    with suppress(OSError):  # nobody reads stderr any more, which is no reason not to serve
+    """Write one or more lines to stderr in one piece, since another thread writes the logs there."""
+    with suppress(OSError):  # stderr has no reader, but the gateway can still serve
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
 
 def error(text: str, hint: str = "") -> None:
-    """Say what is wrong, in one red line, and then what to do about it."""
+    """Print the error in red, followed by the hint."""
     print_error(painted(f"error: {text}", RED))
     if hint:
         print_error(f"hint: {hint}")
 
 
 def warn(text: str) -> None:
-    """Say what is odd."""
+    """Print a warning."""
     print_error(painted(f"warning: {text}", YELLOW))
 
 
 def painted(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """The text in a colour, where the stream (stderr, if none is named) shows colours and people want them."""
+    """Return the text in a colour, if the stream (default: stderr) supports it and the user wants it."""
     return f"\x1b[{colour}m{text}\x1b[0m" if has_colour(stream or sys.stderr) else text
 
 
 def has_colour(stream: TextIO) -> bool:
-    """Whether to write colours there (https://no-color.org)."""
+    """Return whether to use colours on a stream (https://no-color.org)."""
     try:
         return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     except ValueError:  # it is closed
@@ -74,7 +74,7 @@ def has_colour(stream: TextIO) -> bool:
 
 
 def print_json_error(problem: GatewayError) -> None:
-    """Print an error as `{"error": {"code", "message", "hint"}}`: what `--json` promises where a command fails."""
+    """Print an error as `{"error": {"code", "message", "hint"}}`, for `--json`."""
     hint: str = getattr(problem, "hint", "")
     code = problem.reason if isinstance(problem, CommandError) else problem.code
     print_json({"error": {"code": code, "message": str(problem), **({"hint": hint} if hint else {})}})
@@ -86,7 +86,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON: what `--json` promises."""
+    """Print a value as JSON, for `--json`."""
     import json
 
     print(json.dumps(value, indent=2 if sys.stdout.isatty() else None, ensure_ascii=False))

@@ -1,7 +1,6 @@
-"""Where in a config file a finding is, and that place shown with a caret under it.
+"""Places of findings in a config file, shown with a caret.
 
-The lines of a config hold secrets, so what is shown has every text masked but keys: they are what tells people where
-they are. Pure.
+The lines of a config may contain secrets, so all texts except keys are masked. Pure.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _SCALAR = re.compile(r"[^\s,\]}]+")
 _TOKEN = re.compile(r""""(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|[^\s{}\[\],:"']+""")
 _HARMLESS = re.compile(r"true|false|null|-?[0-9.]{1,9}")
 _KEY = re.compile(r'"[\w$./-]{1,64}"', re.ASCII)
-_WIDTH = 60  # characters shown on each side of the caret: some files are one line
+_WIDTH = 60  # characters shown on each side of the caret, since some files are one line
 
 
 class Place(NamedTuple):
@@ -31,16 +30,16 @@ class Place(NamedTuple):
 
 
 class Places:
-    """All fields of a config file, by whose they are and their path in there."""
+    """The places of all fields of a config file, by owner and path."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self._found: dict[tuple[str, str], tuple[int, int]] = {}
-        with suppress(ValueError, IndexError, RecursionError):  # not JSON: then the error says itself where
+        with suppress(ValueError, IndexError, RecursionError):  # not JSON: the error has its own place
             self._value(self._skip(1 if text.startswith("\ufeff") else 0), ())
 
     def find(self, line: str, *, key: bool = False) -> Place | None:
-        """Find the place of a problem: the field's value, or its key, or where the text is no JSON."""
+        """Return the place of a problem: the field's value, its key, or the syntax error."""
         if isinstance(line, SyntaxProblem):
             return Place(line.line, line.column)
         if not isinstance(line, Line):
@@ -54,7 +53,7 @@ class Places:
         return Place(self.text.count("\n", 0, at) + 1, at - self.text.rfind("\n", 0, at))
 
     def excerpt(self, place: Place) -> str:
-        """The line without what may be secret, and under it a caret."""
+        """Return the masked line with a caret below it."""
         line = self.text.split("\n")[place.line - 1].rstrip("\r").replace("\t", " ")
         masked, caret = mask_line(line, place.column - 1)
         start = max(0, caret - _WIDTH)
@@ -65,7 +64,7 @@ class Places:
         return at if match is None else match.end()
 
     def _value(self, at: int, path: tuple[str | int, ...]) -> int:
-        """Note what a value holds, and return where it ends."""
+        """Record the places within a value, and return its end."""
         match self.text[at]:
             case "{":
                 at = self._skip(at + 1)
@@ -102,7 +101,7 @@ class Places:
 
 
 def mask_line(line: str, column: int = 0) -> tuple[str, int]:
-    """Return a line of a config without what may be secret, and where the column is in it."""
+    """Mask the secrets in a line of a config; return it with the adjusted column."""
     masked: list[str] = []
     position = size = 0
     caret: int | None = None
@@ -122,6 +121,6 @@ def mask_line(line: str, column: int = 0) -> tuple[str, int]:
 
 
 def _text(text: str, at: int) -> tuple[str, int]:
-    """A string of the JSON, and where it ends."""
+    """Return a JSON string and its end."""
     found: tuple[str, int] = _DECODER.raw_decode(text, at)
     return found

@@ -1,4 +1,4 @@
-"""`mcp-gateway ps`: what the running gateways of this user are doing, asked over their control sockets."""
+"""`mcp-gateway ps`: reports of this user's running gateways, read over their control sockets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gateway.cli.output import CommandError, counted, print_json
 from gateway.store import Store
 
 ANSWER_TIMEOUT: Final = 5.0
-"""Seconds for a report: a gateway that does not answer hides no other."""
+"""Seconds for a report: a hung gateway must not delay the others."""
 COMMAND_TIMEOUT: Final = 65.0
-"""Seconds; the gateway itself stops after 60."""
+"""Seconds; the gateway's own limit is 60."""
 COLUMNS = ("backend", "state", "pid", "descendants", "age", "restarts", "in flight", "queued")
 
 
 def collect_reports(directory: Path, *, timeout: float = ANSWER_TIMEOUT) -> list[dict[str, Any]]:
-    """Return the reports of all living gateways; sockets that dead ones left behind are removed.
+    """Return the reports of all running gateways; remove the sockets of dead ones.
 
-    Raises ConfigError if others can write the directory: a report names the address that the admin token is sent to.
+    Raises ConfigError if others can write the directory: the admin token is sent to the address in a report.
     """
     reports: list[dict[str, Any]] = []
     store = Store(directory)
@@ -38,7 +38,7 @@ def collect_reports(directory: Path, *, timeout: float = ANSWER_TIMEOUT) -> list
 
 
 def ask(path: Path, question: bytes, *, timeout: float = ANSWER_TIMEOUT) -> dict[str, Any]:
-    """Put a question to a control socket. Raises OSError and ValueError."""
+    """Send a request to a control socket. Raises OSError and ValueError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         sock.connect(str(path))
@@ -50,7 +50,7 @@ def ask(path: Path, question: bytes, *, timeout: float = ANSWER_TIMEOUT) -> dict
 
 
 def command(report: dict[str, Any], do: str, name: str = "") -> dict[str, Any]:
-    """Have a gateway of this machine run a command, over its control socket.
+    """Run a command in a gateway on this machine over its control socket.
 
     Raises:
         CommandError: it cannot be reached, or refuses.
@@ -67,15 +67,15 @@ def command(report: dict[str, Any], do: str, name: str = "") -> dict[str, Any]:
 
 
 def refusal(problem: dict[str, Any], otherwise: str = "") -> CommandError:
-    """Return the error for what a gateway answers where it refuses."""
+    """Return the error for a gateway's refusal."""
     text = "\n  ".join([str(problem.get("error", otherwise)), *(problem.get("details") or [])])
     return CommandError(text, str(problem.get("hint") or ""), reason=str(problem.get("code") or ""))
 
 
 def find_running(values: Values) -> dict[str, Any]:
-    """Return the report of the gateway that runs, or that `--url` names; only `urls` where that is an address.
+    """Return the report of the running gateway, or of the one in `--url`; for a URL it has only `urls`.
 
-    Of several, the one over HTTP is meant, for a desktop client has one on stdio of its own.
+    Of several, a single one over HTTP is preferred, since desktop clients have their own on stdio.
 
     Raises:
         CommandError: there is none, or more than one.
@@ -97,12 +97,12 @@ def find_running(values: Values) -> dict[str, Any]:
     )
     hint = "start one: mcp-gateway serve FILE --transport http; or name one: --url URL"
     if hasattr(values, "config"):
-        hint += "; or have the servers started for the occasion: --config FILE"
+        hint += "; or start the servers temporarily: --config FILE"
     raise CommandError(problem, hint)
 
 
 def render(report: dict[str, Any]) -> str:
-    """One gateway's report for people."""
+    """Return one gateway's report as text."""
     if "error" in report:
         return report["error"]
     rows: list[tuple[str, ...]] = [COLUMNS]
@@ -118,7 +118,7 @@ def render(report: dict[str, Any]) -> str:
     warnings = "".join(
         f"\nwarning: {backend['name']}: {text}"
         for backend in report["backends"]
-        for text in backend.get("warnings", ())  # a gateway of an older version has none
+        for text in backend.get("warnings", ())  # missing from gateways of older versions
     )
     disabled = "".join(f"\n{one['name']}: {one['disabled']}" for one in report["backends"] if one.get("disabled"))
     shared = f", {counted(report['clients'], 'client')}, log {report['log']}" if "log" in report else ""
@@ -135,7 +135,7 @@ def _age(seconds: float | None) -> str:
 
 
 def run(values: Values) -> int:
-    """Ask them all, and print it."""
+    """Collect and print the reports."""
     reports = collect_reports(state_directory(values))
     if values.json:
         print_json(reports)

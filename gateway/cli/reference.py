@@ -17,17 +17,17 @@ TITLES = {
     "mcpServers.NAME.restart": "Its restarts (`restart`)",
     "mcpServers.NAME.shutdown_grace": "Its shutdown sequence (`shutdown_grace`)",
     "gateway": "The gateway (`gateway`)",
-    "gateway.audit": "What is noted of calls (`gateway.audit`)",
-    "access": "Who may use it (`access`)",
+    "gateway.audit": "Audit of calls (`gateway.audit`)",
+    "access": "Access control (`access`)",
     "access.keys[]": "A key (`access.keys[]`)",
-    "access.keys[] and access.oauth": "What it opens (in a key, and in `access.oauth`)",
+    "access.keys[] and access.oauth": "Permissions and limits (in a key, and in `access.oauth`)",
     "access.oauth": "Tokens of an authorization server (`access.oauth`)",
-    "access.oauth.introspection": "Asking about them (`access.oauth.introspection`)",
+    "access.oauth.introspection": "Token introspection (`access.oauth.introspection`)",
 }
 
 
 def render() -> str:
-    """Return one table for each section; the documentation shows the same."""
+    """Return one table for each section, as in the documentation."""
     sections: dict[str, list[str]] = {}
     for row in config_reference():
         cells = [text.replace("|", "\\|") for text in (row.type, row.default, row.doc)]
@@ -50,7 +50,7 @@ def run_fields(values: Values) -> int:
 
 
 def run_schema(values: Values) -> int:
-    """Print the schema; it is JSON either way."""
+    """Print the schema, which is always JSON."""
     from gateway.config.schema import config_schema
 
     print(json.dumps(config_schema(), indent=None if values.json else 2, ensure_ascii=False))
@@ -59,5 +59,5 @@ def run_schema(values: Values) -> int:
 
 COMMANDS = (
     Command("fields", "list every field of the config file, with its default", run_fields, (JSON,)),
-    Command("schema", "print the JSON Schema of the config file, to be named in its $schema", run_schema, (JSON,)),
+    Command("schema", "print the JSON Schema of the config file, for its $schema", run_schema, (JSON,)),
 )

@@ -1,6 +1,6 @@
-"""`mcp-gateway serve`: the gateway itself, on stdio or HTTP; and `demo`, the guided first run.
+"""`mcp-gateway serve`: run the gateway on stdio or HTTP; and `demo`, the guided first run.
 
-Clients start it and wait: what is imported here at the top, each of them pays for.
+Clients start it and wait, so every top-level import here delays them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ TRANSPORTS = {
 
 
 def transports(text: str) -> tuple[str, ...]:
-    """One transport, or several of HTTP with commas between."""
+    """Parse one transport, or several HTTP ones separated by commas."""
     chosen: list[str] = []
     for word in text.split(","):
         name = TRANSPORTS.get(word.strip())
         if name is None:
-            message = f"{word.strip()!r} is no transport; choose stdio, streamable-http (http), sse or connect"
+            message = f"{word.strip()!r} is not a transport; choose stdio, streamable-http (http), sse or connect"
             raise ValueError(message)
         chosen.append(name)
     if {"stdio", "connect"}.intersection(chosen) and len(set(chosen)) > 1:
@@ -50,15 +50,15 @@ def transports(text: str) -> tuple[str, ...]:
 
 
 def file_mode(text: str) -> int:
-    """A file's mode, such as 660."""
+    """Parse a file's mode, such as 660."""
     if not text.isdigit() or set(text) - set(string.octdigits) or int(text, 8) > 0o777:
-        message = f"{text!r} is no file mode; give one like 600 or 660"
+        message = f"{text!r} is not a file mode; give one like 600 or 660"
         raise ValueError(message)
     return int(text, 8)
 
 
 def run(values: Values) -> int:
-    """Serve until a signal, or the end of stdin; 1 if calls had to be cut off."""
+    """Serve until a signal or EOF on stdin; return 1 if calls were cut off."""
     from gateway import app
     from gateway.frontends.relays import open_listener
     from gateway.reload.source import ConfigSource
@@ -118,7 +118,7 @@ def run(values: Values) -> int:
 
 
 def _usable(store: Store) -> Store | None:
-    """Return the store, or None where other users can write it: then this run keeps nothing and reads nothing."""
+    """Return the store, or None if other users can write it: this run then has no state."""
     try:
         store.check()
     except ConfigError as exc:
@@ -128,13 +128,13 @@ def _usable(store: Store) -> Store | None:
 
 
 def _chosen_names(values: Values) -> NameChoice | None:
-    """The names that the flags choose for the client on stdio."""
+    """Return the naming choice of the flags for the client on stdio."""
     length = values.max_name_length
     if values.separator is None and length is None:
         return None
     if "stdio" not in values.transport:
         address = f"http://HOST:PORT{values.streamable_http_path}?separator=__&max_name_length=64"
-        message = "--separator and --max-name-length are for stdio; over HTTP each client chooses for itself"
+        message = "--separator and --max-name-length are for stdio; over HTTP each client makes its own choice"
         raise UsageError(message, f"connect it to {address}")
     return NameChoice(values.separator, None if length is None else int(length))
 
@@ -147,7 +147,7 @@ def _check_view(values: Values, config: Config) -> None:
         raise ConfigError([f"--view is for stdio; over HTTP each view has its own endpoint, {place}"])
     if values.view not in config.views:
         known = ", ".join(config.views) or "none"
-        raise ConfigError([f"--view {values.view}: there is no such view; the config's section 'views' has {known}"])
+        raise ConfigError([f"--view {values.view}: unknown view; the config's section 'views' has {known}"])
 
 
 def _admin_access(values: Values, store: Store | None, host: str) -> AdminAccess:
@@ -163,7 +163,7 @@ def _admin_access(values: Values, store: Store | None, host: str) -> AdminAccess
 
 
 def _check_exposure(options: Options, config: Config) -> None:
-    """Raise UsageError where a network would be let in without keys; warn of keys that travel in the clear."""
+    """Raise UsageError for a network address without authentication; warn of unencrypted keys."""
     if options.is_local:
         return
     binding = options.binding
@@ -178,11 +178,11 @@ def _check_exposure(options: Options, config: Config) -> None:
         and config.access is not None
         and config.access.requires_credentials
     ):
-        warn("keys travel unencrypted; give --tls-cert, or serve loopback only and put a proxy with TLS before it")
+        warn("keys are sent unencrypted; give --tls-cert, or listen on loopback behind a TLS-terminating proxy")
 
 
 def run_demo(values: Values) -> int:
-    """Run the demo; 1 if something did not work."""
+    """Run the demo; return 1 on a failure."""
     from gateway.app import Options
     from gateway.demo.tour import demo_config, run_demo
     from gateway.store import Store
@@ -204,7 +204,7 @@ def run_demo(values: Values) -> int:
     return 0 if clean else 1
 
 
-INSECURE = Flag("--insecure", "serve other machines although the config has no keys: everybody may use it", switch=True)
+INSECURE = Flag("--insecure", "serve other machines without authentication: open to everyone", switch=True)
 FLAGS = (
     FILE,
     CONFIG,
@@ -221,9 +221,9 @@ FLAGS = (
     Flag("--tls-cert", "serve TLS with this certificate (PEM, with its chain)", "FILE", parse=Path),
     Flag("--tls-key", "its key (PEM; default: in the file of the certificate)", "FILE", parse=Path),
     Flag("--uds", "listen on a Unix socket at this path instead of --host and --port", "PATH", parse=Path),
-    Flag("--uds-mode", "its file mode: who on this machine may connect (default 600)", "MODE", 0o600, file_mode),
+    Flag("--uds-mode", "its file mode, which limits who may connect (default 600)", "MODE", 0o600, file_mode),
     Flag("--sse-path", "path of the sse transport", "PATH", "/sse", url_path),
-    Flag("--message-path", "where the sse transport's clients POST", "PATH", "/messages/", url_path),
+    Flag("--message-path", "path for POST requests of the sse transport", "PATH", "/messages/", url_path),
     Flag("--view", "serve only this view of the config, on stdio", "NAME"),
     Flag(
         "--separator",
@@ -232,28 +232,30 @@ FLAGS = (
     ),
     Flag(
         "--max-name-length",
-        "the longest name, on stdio; longer ones are shortened (default: the config's)",
+        "maximum length of names, on stdio (default: the config's)",
         choices=tuple(map(str, NAME_LENGTHS)),
     ),
     Flag("--name", "the name that clients see (default: gateway.name of the config)", "N"),
     Flag("--log-level", "least severe log message", default="info", choices=("debug", "info", "warning", "error")),
-    Flag("--log-format", "how log lines look (default: gateway.log_format of the config)", choices=("console", "json")),
+    Flag(
+        "--log-format", "format of log lines (default: gateway.log_format of the config)", choices=("console", "json")
+    ),
     STATE,
     Flag(
         "--admin",
-        "the management API beside the endpoint: changes need the admin token (default), need none (loopback only,"
-        " and not with a section 'access'), or there is none",
+        "the management API beside the endpoint: token (changes need the admin token; default), open (loopback only,"
+        " and not with a section 'access'), or off",
         default="token",
         choices=("token", "open", "off"),
     ),
     Flag(
         "--admin-token",
-        "the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, which `ps` does not show, else one that is made at the"
-        " first start and kept in the state directory)",
+        "the admin token (default $MCP_GATEWAY_ADMIN_TOKEN, which is hidden from `ps`, else one generated at the"
+        " first start and stored in the state directory)",
         "TOKEN",
         variable="MCP_GATEWAY_ADMIN_TOKEN",
     ),
-    Flag("--ephemeral", "forget at the end what was changed over the management API", switch=True),
+    Flag("--ephemeral", "discard changes over the management API at exit", switch=True),
     Flag("--no-watch", "do not watch the config file; SIGHUP and the API still reload it", switch=True),
 )
 COMMANDS = (

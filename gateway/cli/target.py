@@ -1,8 +1,8 @@
-"""What `list`, `call`, `read` and `prompt` talk to: the servers of a config, or a gateway that runs.
+"""The target of `list`, `call`, `read` and `prompt`: the servers of a config, or a running gateway.
 
-Both are a gateway inside this process (`gateway.embed.open_gateway`): of the config's servers, of which only those are
-started that are needed, or of the one server that `--url` names, whose tools keep their names. The command line is its
-client: a legacy one, which can be asked for input.
+Both are a gateway inside this process (`gateway.embed.open_gateway`): of the config's servers, started only if needed,
+or of the single server in `--url`, whose tools keep their names. The command line is its client, a legacy one with
+elicitation.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 CALLER: Final = Caller(
     era=Era.LEGACY,
     version=LATEST_LEGACY,
-    # The terminal refuses sampling and says why; without the capability the error would be the server's own.
+    # The terminal refuses sampling with a reason; without the capability the server would report its own error.
     capabilities=jsonrpc.raw({"elicitation": {"form": {}, "url": {}}, "sampling": {}}),
     session="command line",
 )
 KEY: Final = "MCP_GATEWAY_KEY"
-"""The environment's name for the key that a gateway wants of its clients."""
+"""The environment variable of the gateway's API key."""
 REMOTE: Final = "remote"
-"""The name that the server of `--url` has in here; people see the address instead."""
+"""The internal name of the server in `--url`; users see its URL instead."""
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -59,40 +59,40 @@ def _header(text: str) -> tuple[str, str]:
 
 
 FLAGS: Final = (
-    msgspec.structs.replace(CONFIG, help="the servers of this config file, started for the occasion"),
+    msgspec.structs.replace(CONFIG, help="the servers of this config file, started temporarily"),
     Flag(
         "--url",
-        "a gateway, or any MCP server, at this address; or a process id (default: the gateway that runs)",
+        "the URL of a gateway or any MCP server; or a process id (default: the running gateway)",
         "URL",
         parse=address,
     ),
     Flag(
         "--header",
-        "sent along to --url, as 'Authorization: Bearer KEY', which is what $MCP_GATEWAY_KEY does",
+        "header for --url, such as 'Authorization: Bearer KEY', which $MCP_GATEWAY_KEY sets",
         "HEADER",
         parse=_header,
         many=True,
     ),
     STATE,
-    Flag("--verbose", "show the log, also what the servers write to stderr", switch=True),
+    Flag("--verbose", "show the log, including the servers' stderr", switch=True),
 )
 
 
 class Target:
-    """The servers, as this command sees them; `peer` is the one of `--url`, where there is no config."""
+    """The servers of this command; `peer` is the one in `--url`, without a config."""
 
     def __init__(self, gateway: EmbeddedGateway, peer: ServerConfig | None) -> None:
         self._gateway = gateway
         self._peer = peer
 
     async def list(self, kind: Kind) -> list[dict[str, Any]]:
-        """All of one kind, under public names; what a server does not list in time is missing (`problems`)."""
+        """List one kind under public names, without the servers that are not ready in time (`problems`)."""
         await self._gateway.fleet.first_starts(era=Era.LEGACY)
         page = self._gateway.fleet.snapshot().page(kind, None, None, View.LATEST)
         return [jsonrpc.decode_any(raw) for raw in jsonrpc.decode_array(b"[" + page.joined + b"]")]
 
     def problems(self) -> dict[str, str]:
-        """The servers that did not come up, and why."""
+        """Return the servers that did not start, and why."""
         return {
             name: one.last_error or f"it is {one.state}"
             for name, one in self._gateway.status().items()
@@ -100,11 +100,11 @@ class Target:
         }
 
     def warnings(self) -> dict[str, tuple[str, ...]]:
-        """What is wrong with what the servers list, and with what the config says of it."""
+        """Return the problems of the servers' lists and of the related config."""
         return {name: one.warnings for name, one in self._gateway.status().items() if one.warnings}
 
     async def check_peer(self) -> None:
-        """Raise CommandError if what `--url` names could not be used."""
+        """Raise CommandError if the server in `--url` failed."""
         if self._peer is None or REMOTE not in self.problems():
             return
         problem, hint, code = self.problems()[REMOTE], "", ""
@@ -114,13 +114,13 @@ class Target:
             challenge = await find_challenge(self._peer)
             if challenge is not None and "resource_metadata" not in challenge.header:
                 hint = f"put it into the environment variable {KEY}, or give --header 'Authorization: Bearer KEY'"
-                problem, code = "a key is wanted, and none was sent", "missing_credentials"
+                problem, code = "an API key is required", "missing_credentials"
                 if any(name.lower() == "authorization" for name in self._peer.headers):
-                    problem, code = "the key that was sent is not accepted", "invalid_token"
+                    problem, code = "the API key was rejected", "invalid_token"
         raise CommandError(f"{self._peer.url}: {problem}", hint, reason=code)
 
     async def request(self, method: str, name: str, params: dict[str, Any], terminal: Terminal) -> dict[str, Any]:
-        """One request with its result; what comes meanwhile goes to the terminal.
+        """Send a request and return its result; show notifications and server requests on the terminal.
 
         Raises:
             CommandError: it was refused.
@@ -131,7 +131,7 @@ class Target:
             params={key: jsonrpc.raw(value) for key, value in params.items()},
             meta={},
             caller=CALLER,
-            progress_token="command line",  # noqa: S106 - a progress token, which is no secret
+            progress_token="command line",  # noqa: S106 - a progress token, not a secret
         )
         try:
             return await self._converse(call, terminal)
@@ -168,16 +168,16 @@ class Target:
                     case GatewayError():
                         raise item
                     case _:
-                        pass  # withdrawn questions: the prompt has been answered, or is about to be
+                        pass  # withdrawn server requests: the prompt has been answered, or is about to be
         finally:
-            flow.close("the command was ended")
+            flow.close("the command was interrupted")
 
 
 @asynccontextmanager
 async def open_target(values: Values, name: str = "") -> AsyncGenerator[Target]:
-    """What the flags name; of a config only the servers that may own the public name, where they can be told."""
+    """Open the target of the flags, limited to the servers that may own the public name if they can be determined."""
     if values.config is not None and values.url is not None:
-        problem = "--config and --url are two different places; keep one"
+        problem = "--config and --url exclude each other; keep one"
         raise UsageError(problem)
     with _quiet(verbose=values.verbose):
         peer = None
@@ -198,7 +198,7 @@ async def open_target(values: Values, name: str = "") -> AsyncGenerator[Target]:
 
 
 def _for_once(config: Config, servers: dict[str, Any]) -> Config:
-    """Started at once, never again, and waited for: a command has no later."""
+    """Return the servers adapted to a single command: started immediately, never restarted, and awaited."""
     once = {
         key: msgspec.structs.replace(one, start="eager", idle_timeout=None, restart=NEVER_RESTART)
         for key, one in servers.items()
@@ -210,10 +210,10 @@ def _for_once(config: Config, servers: dict[str, Any]) -> Config:
 
 
 def _config_of_peer(report: dict[str, Any], given: list[tuple[str, str]]) -> Config:
-    """Return a config with what `--url` or a running gateway's report names as its one server."""
+    """Return a config with the server in `--url` or in a running gateway's report as its only server."""
     if not report["urls"]:
-        problem = f"the gateway {report['pid']} serves stdio, to its own client only"
-        raise CommandError(problem, "--config FILE starts the servers for the occasion; `list` works here")
+        problem = f"the gateway {report['pid']} serves only its own client, on stdio"
+        raise CommandError(problem, "--config FILE starts the servers temporarily; `list` works here")
     headers, key = dict(given), os.environ.get(KEY)
     if key and not any(name.lower() == "authorization" for name in headers):
         headers["Authorization"] = f"Bearer {key}"
@@ -221,13 +221,13 @@ def _config_of_peer(report: dict[str, Any], given: list[tuple[str, str]]) -> Con
     entry = {"url": url, "headers": headers, "namespace": ""}
     server = parse_server(REMOTE, entry | ({"unix_socket": unix_socket} if unix_socket else {}), environ={})
     config = Config({REMOTE: server})
-    longest = msgspec.structs.replace(config.gateway, max_name_length=1 << 20)  # names are the other side's affair
+    longest = msgspec.structs.replace(config.gateway, max_name_length=1 << 20)  # the remote gateway chooses the names
     return _for_once(msgspec.structs.replace(config, gateway=longest), config.servers)
 
 
 @contextmanager
 def _quiet(*, verbose: bool) -> Generator[None]:
-    """Keep the log away from people who asked for a list: what matters of it is said in the command's own words."""
+    """Suppress the log: the command reports the relevant problems itself."""
     if verbose:
         from gateway.telemetry import open_logging
 

@@ -1,6 +1,6 @@
-"""Where a person at a terminal meets a call under way: progress, log messages, and what the server asks.
+"""Terminal interaction during a call: progress, log messages and server requests.
 
-Everything goes to stderr, for stdout is the result's. Questions are read from stdin, line by line; its end cancels.
+Output goes to stderr, since stdout is for the result. Answers are read from stdin, line by line; EOF cancels.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ if TYPE_CHECKING:
 
     ReadLine = Callable[[str], Awaitable[str | None]]
 
-NO_MODEL = (
-    "the mcp-gateway command has no language model, so it cannot sample; call this tool from a client that has one"
-)
+NO_MODEL = "the mcp-gateway command has no language model and cannot sample; call this tool from a client that has one"
 
 
 class EndOfAnswers(Exception):
-    """Stdin has ended: nobody is there to answer."""
+    """EOF on stdin: no further answers."""
 
 
 class Terminal:
-    """One call's; used as a context manager, which takes the progress bar down at the end."""
+    """The terminal of one call; a context manager that removes the progress bar at the end."""
 
     def __init__(self, title: str, read_line: ReadLine | None = None) -> None:
         self._title = title
@@ -63,7 +61,7 @@ class Terminal:
             print_error(f"{params.get('level', 'info')}: {text}")
 
     def _advance(self, params: dict[str, Any]) -> None:
-        """Move the bar; where nobody sees one, there is none."""
+        """Update the progress bar, if stderr is a terminal."""
         if not sys.stderr.isatty():
             return
         if self._bar is None:
@@ -92,7 +90,7 @@ class Terminal:
             self._bar = None
 
     async def answer_request(self, ask: ServerRequest) -> None:
-        """Have a request of the server answered by the person, or refuse it."""
+        """Ask the user to answer a server request, or refuse it."""
         self._hide()
         params = {name: jsonrpc.decode_any(raw) for name, raw in ask.params.items()}
         if ask.method == "sampling/createMessage":
@@ -106,7 +104,7 @@ class Terminal:
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the mcp-gateway command does not know {ask.method}")
 
     async def _elicit(self, params: dict[str, Any]) -> dict[str, Any]:
-        """The result of an elicitation (2025-11-25 client/elicitation)."""
+        """Return the result of an elicitation (2025-11-25 client/elicitation)."""
         print_error(f"{self._title} asks: {params.get('message', '')}")
         try:
             if params.get("mode") == "url":
@@ -119,10 +117,10 @@ class Terminal:
                 if can_open():
                     await open_page(url)
                 else:
-                    print_error("there is no browser here: open it yourself")
+                    print_error("no browser available: open it yourself")
                 return {"action": "accept"}
             content: dict[str, Any] = {}
-            for field in fields_of(params.get("requestedSchema") or {}):  # what is left empty is left out
+            for field in fields_of(params.get("requestedSchema") or {}):  # omit empty answers
                 for _ in range(MAX_TRIES):
                     text = await self._prompt(describe(field))
                     try:
@@ -139,7 +137,7 @@ class Terminal:
                 return {"action": "decline"}
             return {"action": "accept", "content": content}
         except EndOfAnswers:
-            print_error("cancelled: nothing more can be read from stdin")
+            print_error("cancelled: end of input")
             return {"action": "cancel"}
 
     async def _yes(self, question: str, *, default: bool = False) -> bool:
@@ -154,9 +152,9 @@ class Terminal:
 
 
 async def read_line_of_stdin(question: str) -> str | None:
-    """What the person types; None at the end of stdin."""
+    """Read a line of input; None at EOF."""
     sys.stderr.write(question)
     sys.stderr.flush()
-    # Abandoned when the call ends first: the thread then waits for a line that nobody needs, and ends with the process.
+    # Abandoned if the call ends first: the thread then waits for an unneeded line and ends with the process.
     line = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
     return line.rstrip("\n") if line else None

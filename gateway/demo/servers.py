@@ -1,7 +1,7 @@
 """Two small MCP servers on stdio, standard library only: `python servers.py calculator` and `python servers.py echo`.
 
-Run by path as a program of its own, so that a demo child costs one bare interpreter. Speaks the legacy handshake
-(2025-11-25 basic/lifecycle), and ends when stdin ends.
+Run by path as a separate program, so that a demo child costs only a bare interpreter. Implements the legacy handshake
+(2025-11-25 basic/lifecycle), and exits at EOF on stdin.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SERVERS: dict[str, dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]
         "add": ("Add two numbers.", _TWO_NUMBERS, lambda given: f"{given['a'] + given['b']:g}"),
         "multiply": ("Multiply two numbers.", _TWO_NUMBERS, lambda given: f"{given['a'] * given['b']:g}"),
     },
-    "echo": {"echo": ("Say back what was said.", _TEXT, lambda given: str(given["text"]))},
+    "echo": {"echo": ("Return the given text.", _TEXT, lambda given: str(given["text"]))},
 }
 
 
@@ -68,7 +68,7 @@ def answer(server: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve until stdin ends."""
+    """Serve until EOF on stdin."""
     server = sys.argv[1] if len(sys.argv) > 1 else "echo"
     for line in sys.stdin.buffer:
         try:

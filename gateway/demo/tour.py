@@ -1,4 +1,4 @@
-"""The guided first run: a gateway, two servers behind it, one real client, one call, and what to paste where."""
+"""The guided first run: a gateway with two servers, one real client, one call, and config snippets."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = Path(sys.executable).absolute()
 CALL_WITHIN = 30.0
-"""Seconds that the client's whole visit may take."""
+"""Seconds for the client's whole session."""
 
 
 def demo_config() -> Config:
-    """Two built-in stdio servers."""
+    """Return a config of two built-in stdio servers."""
     program = str(Path(__file__).with_name("servers.py"))
     names = ("calculator", "echo")
     return Config(
@@ -70,7 +70,7 @@ def run_demo(config: Config, options: Options, say: Say) -> bool:
 
 
 async def visit(url: str, servers: list[str], say: Say) -> None:
-    """Let the official SDK's client call a tool through the gateway, and say what happened."""
+    """Call a tool through the gateway with the official SDK's client, and print what happens."""
     from mcp import Client
 
     say(f"gateway: listening on {url}, in front of {len(servers)} stdio servers: {' and '.join(servers)}")
@@ -81,7 +81,7 @@ async def visit(url: str, servers: list[str], say: Say) -> None:
             say(f"client:  tools/list -> {', '.join(tools)}")
             late = [name for name in servers if not any(tool.startswith(f"{name}.") for tool in tools)]
             if late:
-                say(f"gateway: not listed, for it is still starting: {', '.join(late)}")
+                say(f"gateway: not listed yet, still starting: {', '.join(late)}")
             result = await client.call_tool("calculator.add", {"a": 2, "b": 40})
             text = next((block.text for block in result.content if block.type == "text"), "")
             say(f"client:  tools/call calculator.add {{'a': 2, 'b': 40}} -> {text}")

@@ -191,7 +191,7 @@ def test_the_gateways_own_entries_are_left_out(cli, tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"mcpServers": entries}), encoding="utf-8")
     status, _, err = cli("import", "other.json", "--config", "mine.json", "--yes")
     assert (status, list(servers(tmp_path / "mine.json"))) == (0, ["other", "time"])
-    assert err.count("is this gateway itself and is left out") == 4
+    assert err.count("is this gateway itself and is skipped") == 4
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "config.yml"])
@@ -208,7 +208,7 @@ def test_existing_entries_and_other_content_stay(cli, tmp_path):
     (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
     status, _, err = cli("import", "other.json", "--config", mine, "--yes")
     assert status == 0
-    assert "'one' is in the config already" in err
+    assert "'one' is already in the config" in err
     assert servers(mine) == {"one": {"command": "old"}}
     assert cli("import", "other.json", "--config", mine, "--yes", "--force")[0] == 0
     assert servers(mine)["one"]["command"] == "x"
@@ -324,7 +324,7 @@ def test_doctor_counts_non_mcp_lines_on_stdout(cli, tmp_path):
     ("problem", "said"),
     [
         (trio.TooSlowError(), "was not ready in time (connect_timeout)"),
-        (OSError(), "failed with OSError, which says no more"),
+        (OSError(), "failed with OSError without a message"),
         (OSError(2, "No such file"), "failed: [Errno 2] No such file"),
         (BackendProtocol("x", "is odd"), "is odd"),
     ],
@@ -405,7 +405,7 @@ def test_the_doctor_says_once_which_names_are_refused(cli, tmp_path):
     _, out, _ = cli("doctor", "c.json")
     hints = [line for line in out.splitlines() if "hint:" in line]
     assert len(hints) == 1
-    assert hints[0].startswith("hint: 18 of 18 names have characters that some clients refuse, as 'one.echo'; 9 of 18")
+    assert hints[0].startswith("hint: 18 of 18 names have characters that some clients reject, as 'one.echo'; 9 of 18")
     assert "?separator=__&max_name_length=64" in hints[0]
 
 

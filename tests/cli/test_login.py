@@ -87,7 +87,7 @@ async def test_login_prints_the_page_and_logout_forgets(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert await terminal.result("logout", "s") == (0, "s: logged out\n", "")
         assert terminal.files() == []
-        assert await terminal.result("logout", "s") == (0, "s: nobody was logged in\n", "")
+        assert await terminal.result("logout", "s") == (0, "s: was not logged in\n", "")
         status, out, err = await terminal.result("logout", "s", "--json")
         assert (status, json.loads(out), err) == (0, {"name": "s", "was_logged_in": False}, "")
 
@@ -122,9 +122,9 @@ async def test_client_credentials_login_needs_no_page(tmp_path: Path) -> None:
     ("fields", "name", "status", "line"),
     [
         ({}, "x", 2, "error: there is no server 'x'; there are 's', 'p'"),
-        ({}, "p", 2, "error: server 'p' is a program that the gateway starts; only servers with 'url' take a login"),
-        ({"headers": {"authorization": "x"}}, "s", 2, "error: server 's' has its credentials in the config, so it takes no login"),
-        ({"oauth": False}, "s", 2, "error: server 's' has 'oauth': false, so it takes no login"),
+        ({}, "p", 2, "error: server 'p' is a program that the gateway starts; only servers with 'url' use logins"),
+        ({"headers": {"authorization": "x"}}, "s", 2, "error: server 's' has its credentials in the config, so it uses no login"),
+        ({"oauth": False}, "s", 2, "error: server 's' has 'oauth': false, so it uses no login"),
     ],
 )  # fmt: skip
 async def test_servers_without_login_are_refused(
@@ -141,7 +141,7 @@ async def test_a_login_that_fails_says_why(tmp_path: Path) -> None:
         terminal.peer.deny = True
         status, _, err = await terminal.result("login", "s", BROWSER=OPENS)
         assert status == 1
-        assert err.endswith("(the authorization server said access_denied: not you)\n")
+        assert err.endswith("(the authorization server reported access_denied: not you)\n")
         terminal.peer.deny, terminal.peer.has_metadata = False, False
         status, out, err = await terminal.result("login", "s")
         assert (status, out) == (1, "")

@@ -284,7 +284,7 @@ def test_a_foreign_server_is_reported(capsys, tmp_path):
         assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
     assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
     err = capsys.readouterr().err
-    assert "which a gateway does not" in err
+    assert "so this is not a gateway" in err
     assert "cannot be reached" in err
 
 
@@ -387,7 +387,7 @@ async def test_embedding_refuses_a_world_writable_state_directory(planted):
 @pytest.mark.parametrize("command", [["list"], ["call", "a.b"], ["reload"], ["restart", "a"]], ids=" ".join)
 def test_an_invalid_address_is_named(command, capsys):
     assert main([*command, "--url", "nonsense"]) == 2
-    assert capsys.readouterr().err.startswith("error: --url: 'nonsense' is no address; give one like http://")
+    assert capsys.readouterr().err.startswith("error: --url: 'nonsense' is not a URL; give one like http://")
 
 
 def test_an_unreachable_gateway_has_its_exit_code(capsys, tmp_path):

@@ -58,4 +58,4 @@ async def test_a_list_that_lacks_a_server_says_so() -> None:
     said: list[str] = []
     async with open_gateway_process({"mcpServers": servers, "gateway": {"start_grace": 0.5}}) as gateway:
         await visit(gateway.url, list(servers), said.append)
-    assert "gateway: not listed, for it is still starting: late" in said
+    assert "gateway: not listed yet, still starting: late" in said

@@ -125,4 +125,4 @@ def test_the_flags_are_for_stdio(capsys: pytest.CaptureFixture[str], tmp_path: P
     path.write_text('{"mcpServers": {}}', encoding="utf-8")
     words = ["serve", "--config", str(path), "--transport", "http", "--max-name-length", "64"]
     assert main([*words, "--state-dir", str(tmp_path)]) == 2
-    assert "each client chooses for itself" in capsys.readouterr().err
+    assert "each client makes its own choice" in capsys.readouterr().err
