@@ -1,8 +1,8 @@
-"""Carries HTTP exchanges from the host's loop into the gateway's and back.
+"""Bridge for HTTP exchanges between the host's loop and the gateway's.
 
-An exchange is a value: its head and body go over at once, frames come back one by one through a bounded window, and
-two more things may follow: that a frame was sent, and that the client hung up. The host's side is written with anyio,
-so that it runs on asyncio and on trio; each side touches only what is its own and has the rest called over there.
+An exchange is a value: its head and body are passed together, frames return one by one through a bounded window, and
+the host then reports sent frames and a disconnect. The host's side uses anyio, so that it runs on asyncio and trio;
+each side accesses only its own state and posts calls to the other loop for the rest.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from gateway.frontends.http.exchange import Receive, Scope, Send
 
 MAX_UNSENT: Final = 262_144
-"""Bytes of one exchange that may be on their way to its client (and one frame more); then the gateway's side waits."""
+"""Unsent bytes of one exchange (plus one frame) before the gateway's side waits."""
 SEND_TIMEOUT: Final = 30.0
-"""Seconds that a client has to take a frame; then it counts as gone."""
+"""Seconds for a client to accept a frame before it is dropped."""
 BODY_WITHIN: Final = 60.0
-"""Seconds that a request's body may take to arrive."""
+"""Seconds for a request's body to arrive."""
 HEAD: Final = ("type", "asgi", "http_version", "method", "scheme", "path", "root_path", "query_string", "client")
-"""What the gateway gets to know of a request, besides headers and body."""
+"""The members of the ASGI scope that are passed to the gateway, besides headers and body."""
 
 log = logging.getLogger("gateway.embed")
 
 
 class BridgedExchange:
-    """One exchange, seen from the gateway's loop: an ASGI application serves it as any other.
+    """One exchange on the gateway's side, served by an ASGI application.
 
-    `deliver` and `close` have the host's loop send a frame, and end the exchange; neither waits.
+    `deliver` and `close` make the host's loop send a frame and end the exchange; neither blocks.
     """
 
     def __init__(
@@ -62,20 +62,20 @@ class BridgedExchange:
         self._gone = trio.Event()
 
     async def serve(self, app: AsgiFrontends) -> None:
-        """Have the application answer. A bug in it is logged; the client sees that there is no answer."""
+        """Run the application. A bug in it is logged, and the client gets no response."""
         try:
             await app.serve(self._scope, self._receive, self._send)
         except Exception:
-            log.exception("an exchange has failed because of a bug")
+            log.exception("exchange failed because of a bug")
 
     def hang_up(self) -> None:
-        """Hear that the client has gone, or that the exchange is over."""
+        """Record that the client has disconnected or the exchange has ended."""
         self._gone.set()
         self._unsent.release()
         self._writable.unpark_all()
 
     def sent(self, size: int) -> None:
-        """Hear that this much was sent."""
+        """Record that this many bytes were sent."""
         if not self._gone.is_set():
             self._unsent.remove(size)
             self._writable.unpark_all()
@@ -99,7 +99,7 @@ class BridgedExchange:
 
 
 class _Frames:
-    """What has come back for one exchange, on the host's side."""
+    """The frames of one exchange, on the host's side."""
 
     def __init__(self) -> None:
         self._waiting: deque[dict[str, Any]] = deque()
@@ -107,17 +107,17 @@ class _Frames:
         self._ended = False
 
     def put(self, message: dict[str, Any]) -> None:
-        """Take in a frame; there is a bound on the other side."""
+        """Queue a frame; the other side bounds the queue."""
         self._waiting.append(message)
         self._news.set()
 
     def end(self) -> None:
-        """Hear that nothing more will come."""
+        """Mark the end of the frames."""
         self._ended = True
         self._news.set()
 
     async def next(self) -> dict[str, Any] | None:
-        """The next frame; None if there is none any more."""
+        """Return the next frame; None at the end."""
         while not self._waiting:
             if self._ended:
                 return None
@@ -127,7 +127,7 @@ class _Frames:
 
 
 class Bridge:
-    """The gateway as an ASGI application in the host's loop, whichever that is; `most` bounds a request's body."""
+    """The gateway as an ASGI application in the host's loop; `most` bounds a request's body."""
 
     def __init__(
         self, thread: LoopThread, app: AsgiFrontends, most: int, *, send_timeout: float = SEND_TIMEOUT
@@ -142,7 +142,7 @@ class Bridge:
         body: bytes | None = None
         with anyio.move_on_after(BODY_WITHIN):
             body = await self._read(receive)
-        if body is None:  # the client hung up, or is as good as gone: nobody is there to be answered
+        if body is None:  # the client has disconnected or stalled, so no response is possible
             return
         frames, post = _Frames(), poster()
         head = {key: scope[key] for key in HEAD if key in scope} | {"headers": list(scope["headers"])}
@@ -169,7 +169,7 @@ class Bridge:
             self._thread.post(exchange.hang_up)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body, or as much of it as shows that it is too large; None if the client hung up."""
+        """Read the body, up to just over the limit; return None if the client has disconnected."""
         parts: list[bytes] = []
         size, more = 0, True
         while more and size <= self._most:
@@ -188,7 +188,7 @@ class Bridge:
         self._thread.post(exchange.hang_up)
 
     async def _relay(self, frames: _Frames, exchange: BridgedExchange, send: Send) -> None:
-        """Send what comes back, to its end."""
+        """Send the response frames."""
         begun = False
         while (message := await frames.next()) is not None:
             with anyio.move_on_after(self._send_timeout) as patience:
@@ -197,7 +197,7 @@ class Bridge:
                 except OSError:
                     return
             if patience.cancelled_caught:
-                log.warning("a client was dropped: it has read nothing for %g s", self._send_timeout)
+                log.warning("client dropped: it has not read for %g s", self._send_timeout)
                 return
             begun = True
             if message.get("more_body"):

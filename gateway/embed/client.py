@@ -1,4 +1,4 @@
-"""What `ProxyManager.get_client` gives: one server, used as `async with client:`."""
+"""The handle returned by `ProxyManager.get_client`: one server, used as `async with client:`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ClientSessions(Protocol):
     """The sessions of clients. Implemented by `gateway.embed.manager.ProxyManager`."""
 
     async def acquire_session(self, client: Client) -> object:
-        """Open the client's session, or share it; return the token that gives it back."""
+        """Open or share the client's session; return the token for its release."""
         ...
 
     async def release_session(self, token: object) -> None:
-        """Give a session back."""
+        """Release a session."""
         ...
 
     async def call_held(
@@ -45,15 +45,15 @@ class Client:
         self._tokens: list[object] = []
 
     async def __aenter__(self) -> Self:
-        """Connect. Raises what `ProxyManager.call_tool` raises, and NotInitialized."""
+        """Connect. Raises NotInitialized and the errors of `ProxyManager.call_tool`."""
         self._tokens.append(await self._sessions.acquire_session(self))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Disconnect, and wait until the server has been stopped; cancelled, it stops all the same."""
-        await self._sessions.release_session(self._tokens.pop())  # noqa: ASYNC102 - it is on its way before the first wait
+        """Disconnect and wait until the server has stopped; it also stops on cancellation."""
+        await self._sessions.release_session(self._tokens.pop())  # noqa: ASYNC102 - starts before the first checkpoint
 
     async def list_tools(self) -> list[Tool]:
         """List the server's tools.
@@ -63,7 +63,7 @@ class Client:
 
         Raises:
             CallTimeout: The list took longer than the server's `call_timeout` (a TimeoutError).
-            CallFailed: There is no list (a RuntimeError).
+            CallFailed: The list failed (a RuntimeError).
         """
         return await self._sessions.list_held(self)
 
@@ -74,15 +74,15 @@ class Client:
 
         Args:
             name: The server's own name of the tool.
-            arguments: The tool's arguments; None is no arguments.
+            arguments: The tool's arguments; None means none.
             timeout_ms: Milliseconds from now; None leaves only the server's `call_timeout`.
 
         Returns:
-            The result as the server gave it; one with `isError` is a result, too.
+            The server's result; one with `isError` is also a result.
 
         Raises:
-            CallTimeout: The call took too long (a TimeoutError); the server was sent a cancel.
-            CallFailed: There is no result (a RuntimeError); the message names the tool and the server.
+            CallTimeout: The call took too long (a TimeoutError); the server was sent a cancellation.
+            CallFailed: The call failed (a RuntimeError); the message names the tool and the server.
         """
         return await self._sessions.call_held(self, name, arguments, timeout_ms)
 
@@ -91,7 +91,7 @@ class Client:
 
 
 class Handles(dict[str, Client]):  # ruff: ignore[subclass-builtin] - a dict is what users expect, and nothing is overridden
-    """The handles by name. May be awaited too, for programs that know the method as a coroutine."""
+    """The handles by name. Awaitable, for programs that expect a coroutine."""
 
     def __await__(self) -> Generator[Any, None, Handles]:
         return self

@@ -1,7 +1,7 @@
-"""Sessions that a program opens itself: one for each call, or one for as long as it holds a client.
+"""Sessions opened by a program: one for each call, or one for as long as it holds a client.
 
-Each `Connection` is a task of its own in the nursery of `Connections`, from enter to exit: whoever opened it only asks
-it to close, and need not wait while a child that does not want to end is taken down its shutdown sequence.
+Each `Connection` has its own task in the nursery of `Connections`, from enter to exit: the opener only requests its end
+and need not wait for the shutdown sequence of a stubborn child.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from gateway.embed.records import Record
 
 CALLER: Final = Caller(era=Era.LEGACY, version=LATEST_LEGACY)
-"""A program that calls: it declares nothing that a server could ask it for."""
-NO_REQUESTS: Final = "the calling program can be asked nothing"
+"""The calling program, without capabilities for server requests."""
+NO_REQUESTS: Final = "the calling program takes no server requests"
 
 log = logging.getLogger("gateway.embed")
 
@@ -46,7 +46,7 @@ class Connection:
     def __init__(self, record: Record, config: ServerConfig, opener: Opener) -> None:
         self.config = config
         self.calls = 0
-        """Calls and lists under way, those that wait for the session included."""
+        """Active calls and lists, including those waiting for the session."""
         self.ended = trio.Event()
         self._record = record
         self._opener = opener
@@ -56,7 +56,7 @@ class Connection:
         self._problem: BackendError | None = None
         self._idle = trio.lowlevel.ParkingLot()
 
-    # What the tasks of calls do.
+    # For the tasks of calls.
 
     async def ready(self) -> Session:
         """Wait until the session is open. Raises BackendError."""
@@ -66,13 +66,13 @@ class Connection:
         return self._session
 
     async def tools(self) -> list[bytes]:
-        """The tools, as the server lists them. Raises BackendError."""
+        """List the server's tools. Raises BackendError."""
         with _Counted(self):
             session = await self.ready()
             return [item.raw for item in session.listing.items.get(Kind.TOOLS, ())]
 
     async def call_tool(self, tool: str, arguments: Mapping[str, object] | None, timeout: float) -> Outcome | None:
-        """Call a tool; cancelling tells the server. Raises BackendError, InvalidParams."""
+        """Call a tool; cancelling it sends a cancellation. Raises BackendError, InvalidParams."""
         call = make_call(tool, tool, arguments)
         began = trio.current_time()
         with _Counted(self):
@@ -97,10 +97,10 @@ class Connection:
             return self._too_slow(timeout) if isinstance(outcome, BackendTooSlow) else outcome
 
     def _too_slow(self, timeout: float) -> BackendTooSlow:
-        return BackendTooSlow(self.config.name, f"did not answer within {timeout:g} s, its start included")
+        return BackendTooSlow(self.config.name, f"did not answer within {timeout:g} s, including its start")
 
     def close(self) -> None:
-        """Ask for the end, now. Safe to repeat."""
+        """Request the end. Idempotent."""
         self._scope.cancel(reason="the connection was closed")
 
     async def drain(self, grace: float) -> None:
@@ -111,12 +111,12 @@ class Connection:
         self.close()
 
     def fail(self, problem: BackendError) -> None:
-        """Close, and say why to whoever waits."""
+        """Close, and fail all waiting calls with this error."""
         self._problem = self._problem or problem
         self.close()
 
     def count(self, change: int) -> None:
-        """Note that a call has begun or ended."""
+        """Count the start or end of a call."""
         self.calls += change
         if not self.calls:
             self._idle.unpark_all()
@@ -124,7 +124,7 @@ class Connection:
     # The task.
 
     async def run(self) -> None:
-        """Own the session until `close`, or until the server goes away."""
+        """Own the session until `close` or until the server ends."""
         try:
             with self._scope:
                 async with self._opener(self.config, self, capabilities=jsonrpc.EMPTY_OBJECT) as session:
@@ -148,26 +148,26 @@ class Connection:
             self._settled.set()
             self.ended.set()
 
-    # `gateway.backends.session.contracts.SessionObserver`: what a server says on its own concerns nobody here.
+    # `gateway.backends.session.contracts.SessionObserver`: server messages outside calls are ignored here.
 
     def list_changed(self, feature: str) -> None:
-        """Hear that a list has changed."""
+        """Ignore a change of a list."""
 
     def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hear that a resource was updated."""
+        """Ignore a change of a resource."""
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hear something for one client; nobody can be asked here, so there is none."""
+        """Reject a message for a client, since there is none."""
 
     def freed(self) -> None:
-        """Hear that a call has ended."""
+        """Ignore the end of a call."""
 
     def wrote_stderr(self, line: bytes) -> None:
-        """Receive a line of stderr, which is in the log already."""
+        """Ignore a line of stderr, which is already logged."""
 
 
 class _Counted:
-    """Counts a call for as long as it is under way."""
+    """Counts a call while it is active."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -180,24 +180,24 @@ class _Counted:
 
 
 class Connections:
-    """All sessions that the program has open."""
+    """All open sessions of the program."""
 
     def __init__(self) -> None:
         self._open: dict[str, set[Connection]] = {}
         self._nursery: trio.Nursery  # of the connections; opened and left by run
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Own the connections until cancelled, which closes all of them at once."""
+        """Own the connections until cancelled, which closes them all concurrently."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             await trio.sleep_forever()
 
     def open(self, record: Record, opener: Opener) -> Connection:
-        """Start a connection; wait for it with `ready`, and `close` it.
+        """Start a connection; the caller awaits `ready` and calls `close`.
 
         Raises:
             NotInitialized: the server cannot be used.
-            CallFailed: too many of it are open.
+            CallFailed: too many sessions with it are open.
         """
         config = record.check_usable()
         mine = self._open.setdefault(config.name, set())
@@ -218,12 +218,12 @@ class Connections:
             self._open[connection.config.name].discard(connection)
 
     def retire(self, name: str, grace: float) -> None:
-        """Let the connections to a server end, that is gone or another one now; calls get `grace` seconds."""
+        """Drain the connections to a removed or changed server; calls get `grace` seconds."""
         for connection in self._open.get(name, ()):
             self._nursery.start_soon(connection.drain, grace)
 
     async def close_all(self) -> None:
-        """Close every connection, all at once; returns when the last server has been stopped."""
+        """Close all connections concurrently; return when the last server has stopped."""
         connections = [one for several in self._open.values() for one in several]
         for connection in connections:
             connection.close()
@@ -231,13 +231,13 @@ class Connections:
             await connection.ended.wait()
 
     def note_login_required(self, name: str, reason: str) -> None:
-        """Fail the connections to a server that waits for a person, who may never come."""
+        """Fail the connections to a server that waits for an interactive login."""
         for connection in self._open.get(name, ()):
             connection.fail(BackendUnavailable(name, reason))
 
 
 def make_call(public: str, own: str, arguments: Mapping[str, object] | None, caller: Caller = CALLER) -> Call:
-    """A program's `tools/call`.
+    """Return a program's `tools/call`.
 
     Raises:
         InvalidParams: the arguments cannot be written as JSON.

@@ -1,7 +1,7 @@
-"""What runs in a `ProxyManager`'s own loop: its connections, and, once it is mounted somewhere, a whole gateway.
+"""The service in a `ProxyManager`'s loop: its connections and, once mounted, a whole gateway.
 
-Owns the guard over all child processes and every task of the manager. Everything in here is called in the loop's
-thread; the manager's side is `gateway.embed.manager`.
+Owns the guard of all child processes and every task of the manager. Everything here is called in the loop's thread; the
+manager's side is `gateway.embed.manager`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 FIRST_RETRY: Final = 0.5
 """Seconds between the first two attempts of a connection test; each further wait is twice as long."""
 LONGEST_RETRY: Final = 30.0
-"""Seconds that such a wait takes at most."""
+"""Upper bound of such a wait in seconds."""
 OWNERS_WITHIN: Final = 10.0
-"""Seconds that a choice of tools waits for servers in their first start that may own one of them."""
+"""Seconds that a selection of tools waits for starting servers that may own one of them."""
 
 
 class _Held:
-    """A session and who uses it."""
+    """A session and its users."""
 
     def __init__(self, holder: object, connection: Connection) -> None:
         self.holder = holder
@@ -81,7 +81,7 @@ class Engine:
             self._nursery.cancel_scope.cancel(reason="the manager was closed")
 
     def stop(self) -> None:
-        """Ask for the end. Safe to repeat."""
+        """Request the end. Idempotent."""
         self._stop.set()
 
     # Connections.
@@ -95,7 +95,7 @@ class Engine:
     async def call_tool(
         self, record: Record, tool: str, arguments: Mapping[str, object] | None, timeout: float | None
     ) -> Outcome | None:
-        """Call a tool in a session of its own. Raises GatewayError."""
+        """Call a tool in a separate session. Raises GatewayError."""
         connection = self.open(record)
         try:
             limit = connection.config.call_timeout if timeout is None else timeout
@@ -104,7 +104,7 @@ class Engine:
             connection.close()
 
     async def list_tools(self, record: Record) -> list[bytes]:
-        """List tools in a session of its own. Raises GatewayError."""
+        """List tools in a separate session. Raises GatewayError."""
         connection = self.open(record)
         try:
             return await connection.tools()
@@ -112,7 +112,7 @@ class Engine:
             connection.close()
 
     async def acquire_session(self, holder: object, token: object, record: Record) -> None:
-        """Open a session for this holder, or share the one that it has; `token` gives it back. Raises GatewayError."""
+        """Open or share this holder's session; `token` releases it. Raises GatewayError."""
         held = self._held.get(holder)
         if held is None or held.connection.ended.is_set():
             held = self._held[holder] = _Held(holder, self.open(record))
@@ -125,7 +125,7 @@ class Engine:
             raise
 
     def release(self, token: object) -> Connection | None:
-        """Give a session back; returns it if nobody uses it any more, and it closes. Safe to repeat."""
+        """Release a session; close and return it if it has no further users. Idempotent."""
         held = self._holds.pop(token, None)
         if held is None:
             return None
@@ -138,13 +138,13 @@ class Engine:
         return held.connection
 
     async def release_session(self, token: object) -> None:
-        """Give a session back, and wait until its server has been stopped if nobody else uses it."""
+        """Release a session, and wait until its server has stopped if that was the last user."""
         connection = self.release(token)  # before anything can be cancelled
         if connection is not None:
             await connection.ended.wait()
 
     def held(self, holder: object) -> Connection:
-        """The open session of this holder. Raises CallFailed."""
+        """Return the open session of this holder. Raises CallFailed."""
         held = self._held.get(holder)
         if held is None:
             raise CallFailed("the client is not connected; use it inside `async with client:`")
@@ -163,7 +163,7 @@ class Engine:
         return await self.held(holder).tools()
 
     async def test(self, record: Record, timeout: float, attempts: int) -> bool:
-        """Try to connect and to list the tools, several times; the record says how it went."""
+        """Try several times to connect and list the tools; the record has the result."""
         pause = FIRST_RETRY
         for attempt in range(attempts):
             if attempt:
@@ -184,14 +184,14 @@ class Engine:
     # Configuration.
 
     async def adopt(self, registry: Registry) -> None:
-        """Use another configuration; what is the same in both is not touched."""
+        """Apply another configuration; unchanged servers are not affected."""
         async with self._one_at_a_time:
             if self._gateway is not None:
                 await self._gateway.adopt(registry.config())
             self._retire(self._registry.replace_with(registry))
 
     async def restart_with_registry(self, gone: list[str]) -> None:
-        """Do as `adopt` does, where the registry holds the new configuration already."""
+        """Apply a configuration that the registry already has."""
         async with self._one_at_a_time:
             if self._gateway is not None:
                 await self._gateway.adopt(self._registry.config())
@@ -204,7 +204,7 @@ class Engine:
     # The mounted gateway.
 
     async def open_asgi_frontends(self, paths: Paths, origins: tuple[str, ...]) -> AsgiFrontends:
-        """Serve the mounted gateway's frontends once more; the gateway starts with the first."""
+        """Open another set of the gateway's frontends; the first one starts the gateway."""
         async with self._one_at_a_time:
             served = await self._started_gateway()
             return await served.open_asgi_frontends(paths, origins)
@@ -213,7 +213,7 @@ class Engine:
         """Offer exactly these tools.
 
         Raises:
-            InvalidTools: there are names that no server owns; nothing has changed.
+            InvalidTools: no server owns some names; nothing has changed.
         """
         async with self._one_at_a_time:
             served = await self._started_gateway()

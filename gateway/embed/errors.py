@@ -1,7 +1,7 @@
-"""What programs that embed the gateway may catch: this project's errors under the built-in names that they expect.
+"""Errors for embedding programs, which are also the corresponding built-in errors.
 
-Each is a `GatewayError` and at once the built-in error that says the same, so that a program need not import anything
-to tell them apart.
+Each is both a `GatewayError` and the corresponding built-in error, so that a program can distinguish them without
+imports.
 """
 
 from __future__ import annotations
@@ -20,55 +20,55 @@ log = logging.getLogger("gateway.embed")
 
 
 class InvalidConfig(ConfigError, ValueError):
-    """The configuration handed in cannot be used; `problems` names the server and the field in each line."""
+    """The given configuration is invalid; `problems` names the server and the field in each line."""
 
 
 class InvalidTools(ConfigError, ValueError):
-    """The tools handed in cannot be offered as described; `problems` has one line each. Nothing was changed."""
+    """The given tools cannot be offered; `problems` has one line each. Nothing was changed."""
 
     code: ClassVar[str] = "invalid_tools"
 
 
 class UnknownServer(errors.UnknownServer, KeyError):
-    """The program names a server that its configuration does not have."""
+    """The program names a server that is not in its configuration."""
 
     def __str__(self) -> str:
         return str(self.args[0])  # a KeyError would show it in quotes
 
 
 class NotInitialized(GatewayError, RuntimeError):
-    """The server's configuration is wrong or it is disabled, as was recorded when the configuration came in."""
+    """The server's configuration is wrong or disabled, as recorded when the configuration was read."""
 
     code: ClassVar[str] = "not_initialized"
 
 
 class CallFailed(GatewayError, RuntimeError):
-    """A call or a list could not be had; the message names the tool and the server, the cause is chained."""
+    """A call or list failed; the message names the tool and the server, the cause is chained."""
 
     code: ClassVar[str] = "call_failed"
 
 
 class CallTimeout(GatewayError, TimeoutError):
-    """The same, because it took too long; the backend was told to cancel."""
+    """A call or list timed out; the backend was sent a cancellation."""
 
     code: ClassVar[str] = "call_timeout"
 
 
 class MountError(GatewayError, RuntimeError):
-    """The application cannot serve the gateway; nothing was changed about it."""
+    """The application cannot serve the gateway and was not changed."""
 
     code: ClassVar[str] = "mount_failed"
 
 
 class Closed(GatewayError, RuntimeError):
-    """The gateway was closed while somebody waited for it, or has ended because of a bug, which is in the log."""
+    """The gateway was closed during a call, or has ended because of a bug, which is in the log."""
 
     code: ClassVar[str] = "closed"
 
 
 @contextmanager
 def log_failure(what: str) -> Generator[None]:
-    """Log a failure of the block and raise it, as MountError where it is no error of this project."""
+    """Log and raise a failure of the block, as MountError unless it is an error of this project."""
     try:
         yield
     except GatewayError as exc:

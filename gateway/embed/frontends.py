@@ -1,7 +1,7 @@
-"""The gateway's HTTP frontends without a socket: what a program mounts into an application of its own.
+"""The gateway's HTTP frontends without a socket, for mounting into a program's application.
 
-One `AsgiFrontends` for each place where it is mounted, with the sessions of the clients that connected there. Owns the
-tasks of those sessions; the exchanges themselves run in the task that serves them, and are only counted.
+There is one `AsgiFrontends` for each mount, with the sessions of the clients that connected there. It owns the tasks of
+those sessions; the exchanges run in the task that serves them and are only counted.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class MountPolicy(HostPolicy):
-    """Inside an application the host name is the application's affair; pages may come from where they are allowed to.
+    """Policy inside an application, which checks the host name itself; restricts origins.
 
-    An origin is checked although CORS stands before it: that keeps pages from reading answers, not from calling tools.
+    Origins are checked in addition to CORS, which prevents pages from reading responses but not from calling tools.
     With `origins` None, the config's `access.allow_origins` are allowed.
     """
 
@@ -41,17 +41,17 @@ class MountPolicy(HostPolicy):
         self.allow(origins or ())
 
     def permit(self, origins: Iterable[str], hosts: Iterable[str]) -> None:
-        """Accept the origins of the config, unless the program has given its own."""
+        """Allow the origins of the config, unless the program has given its own."""
         del hosts
         if self._follows_config:
             super().permit(origins, ())
 
     def allow(self, origins: Iterable[str]) -> None:
-        """From now on allow these origins and loopback; `*` allows all."""
+        """Allow these origins and loopback; `*` allows all."""
         self._allowed = frozenset(origin.encode("utf-8") for origin in origins)
 
     def refusal(self, headers: dict[bytes, bytes]) -> Refusal | None:
-        """Why a request with these headers is refused, or None."""
+        """Return why a request with these headers is refused, or None."""
         origin = headers.get(b"origin")
         if origin is None or b"*" in self._allowed or origin in self._allowed or self.origin_is_ours(origin):
             return None
@@ -60,11 +60,10 @@ class MountPolicy(HostPolicy):
 
 
 class AsgiFrontends:
-    """An ASGI application: streamable HTTP of both eras, and the older SSE transport beside it.
+    """An ASGI application: streamable HTTP of both eras, and the older SSE transport.
 
-    With `origins` None, pages are those of the config's `access.allow_origins`, as it is now; such an application puts
-    the headers of CORS on its answers itself, and shows the metadata of a resource server below its root. With origins
-    of its own it leaves both to what stands before it.
+    With `origins` None it allows the config's current `access.allow_origins`, sends CORS headers itself, and serves the
+    resource server's metadata below its root. With its own origins it leaves both to the surrounding application.
     """
 
     def __init__(self, handler: RequestHandler, access: Access, paths: Paths, origins: Iterable[str] | None) -> None:
@@ -79,7 +78,7 @@ class AsgiFrontends:
         self._quiet = trio.lowlevel.ParkingLot()
 
     async def run(self, closing: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
-        """Keep the sessions until `close` or `closing`; return when all exchanges have ended, or have had time to."""
+        """Keep the sessions until `close` or `closing`; return when all exchanges have ended or timed out."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._mcp.run)
             nursery.start_soon(self._close_with, closing)
@@ -91,7 +90,7 @@ class AsgiFrontends:
             nursery.cancel_scope.cancel(reason="the frontends were closed")
 
     def close(self) -> None:
-        """End all sessions and streams. Safe to repeat."""
+        """End all sessions and streams. Idempotent."""
         self._closing.set()
 
     async def _close_with(self, closing: trio.Event) -> None:
@@ -99,7 +98,7 @@ class AsgiFrontends:
         self.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request; the lifespan of a server that runs nothing else is acknowledged."""
+        """Answer one HTTP request; acknowledge the lifespan of a server that runs only this application."""
         phase = ""
         while scope["type"] == "lifespan" and phase != "lifespan.shutdown":
             phase = (await receive())["type"]
@@ -107,7 +106,7 @@ class AsgiFrontends:
         if scope["type"] != "http":
             return
         ending = trio.CancelScope()
-        unsent = Share(self.unsent, partial(ending.cancel, reason="too much waits for clients that do not read"))
+        unsent = Share(self.unsent, partial(ending.cancel, reason="too many bytes wait for slow clients"))
 
         async def counted_send(message: Any) -> None:
             size = len(message.get("body", b""))
@@ -121,7 +120,7 @@ class AsgiFrontends:
             await self.serve(scope, receive, counted_send)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request; the caller counts in `unsent` what its client does not take."""
+        """Answer one HTTP request; the caller counts its client's unsent bytes in `unsent`."""
         self._serving += 1
         try:
             if not await self._mcp.serve(scope, receive, send):

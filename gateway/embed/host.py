@@ -1,7 +1,6 @@
-"""The program around the gateway: whichever loop runs there, asyncio's or trio's, and how its tasks are reached.
+"""Access to the host program's loop, asyncio or trio.
 
-The only module that touches asyncio, and only when that is what runs. Everything else on the host's side is written
-with anyio, which serves both.
+The only module that uses asyncio, and only if it is running. Everything else on the host's side uses anyio.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def poster() -> Post:
-    """How any thread has a function called in the loop that runs here; nothing happens once that loop has ended.
+    """Return a function that any thread can use to call into the running loop; a no-op once it has ended.
 
     Raises:
         RuntimeError: no loop runs here.
@@ -32,7 +31,7 @@ def poster() -> Post:
 
         return post_to_trio
 
-    import asyncio  # 30 ms that a program on trio does not pay
+    import asyncio  # 30 ms that a program on trio avoids
 
     loop = asyncio.get_running_loop()
 

@@ -1,6 +1,6 @@
 """`ProxyManager`: the gateway as an object, for programs on asyncio, on trio, or without a loop.
 
-It owns a trio loop in a thread of its own, started at first use and ended by `close_all_connections`, `shutdown`, the
+It owns a trio loop in a separate thread, started at first use and ended by `close_all_connections`, `shutdown`, the
 garbage collector or the end of the interpreter; after an end, the next use starts another. Methods may be called from
 any thread and any loop. No file is read or written.
 """
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from gateway.embed.frontends import AsgiFrontends
 
 CLOSE_MARGIN: Final = 15.0
-"""Seconds that closing may take beyond `drain_grace`: a shutdown sequence, the sweep behind it, and a busy machine."""
+"""Seconds for closing beyond `drain_grace`: a shutdown sequence, the sweep after it, and a busy machine."""
 
 log = logging.getLogger("gateway.embed")
 T = TypeVar("T")
 
 
 class Done:
-    """What a method returns that has done its work already, and that some programs await."""
+    """The awaitable result of a method that has already done its work."""
 
     def __await__(self) -> Generator[Any, None, None]:
         return
@@ -63,7 +63,7 @@ class ProxyManager:
         name: The name that clients see; None is the config's `gateway.name`.
         auth_enabled: Whether clients over HTTP need `api_key`.
         api_key: The key, sent as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
-        config: A dict in the format `{"mcpServers": {...}}`; None: it comes later.
+        config: A dict in the format `{"mcpServers": {...}}`; None if it is set later.
 
     Raises:
         InvalidConfig: The configuration is wrong, or `auth_enabled` is set without an `api_key` (a ValueError).
@@ -78,7 +78,7 @@ class ProxyManager:
         config: dict[str, Any] | None = None,
     ) -> None:
         if auth_enabled and not api_key:
-            raise InvalidConfig(["auth_enabled needs an api_key that is not empty"])
+            raise InvalidConfig(["auth_enabled requires a non-empty api_key"])
         self._name = name
         self._key = api_key if auth_enabled else None
         self._registry = Registry() if config is None else read_registry(config, strict=True, name=name)
@@ -99,10 +99,10 @@ class ProxyManager:
             mcp_config: A dict in the format `{"mcpServers": {...}}`.
 
         Returns:
-            The handles by the servers' names; the same if awaited.
+            The handles by the servers' names, also if awaited.
 
         Raises:
-            InvalidConfig: The value is not a configuration at all (a ValueError); nothing has changed.
+            InvalidConfig: The value is not a configuration (a ValueError); nothing has changed.
         """
         self._adopt(read_registry(mcp_config, strict=False, name=self._name))
         return Handles({name: Client(self, name) for name, one in self._registry.records.items() if one.is_usable})
@@ -114,7 +114,7 @@ class ProxyManager:
             config: A dict in the format `{"mcpServers": {...}}`; None keeps the one of the constructor.
 
         Returns:
-            Nothing to use; it may be awaited.
+            An awaitable without a value.
 
         Raises:
             InvalidConfig: The configuration is wrong (a ValueError); nothing has changed.
@@ -127,11 +127,11 @@ class ProxyManager:
 
     @accepts_former_names
     async def reload(self, new_mcp_config: dict[str, Any]) -> tuple[bool, str | None]:
-        """Replace the configuration. A wrong one is reported and raises no error.
+        """Replace the configuration. An invalid one is reported without an exception.
 
-        Servers that are the same in both are undisturbed, calls in flight included; removed and changed ones get
-        `drain_grace` seconds for their calls. New servers start at their first use; those of a mounted gateway start
-        now, and a failure to start is logged and retried.
+        Unchanged servers are not affected, including their calls in flight; removed and changed ones get `drain_grace`
+        seconds for their calls. New servers start at their first use; those of a mounted gateway start now, and a
+        failure to start is logged and retried.
 
         Args:
             new_mcp_config: A dict in the format `{"mcpServers": {...}}`.
@@ -165,7 +165,7 @@ class ProxyManager:
 
     @accepts_former_names
     def get_client(self, server_name: str) -> Client:
-        """Return the handle of a server, to be used as `async with client:`.
+        """Return the handle of a server, for `async with client:`.
 
         Args:
             server_name: The server's name in the configuration.
@@ -174,7 +174,7 @@ class ProxyManager:
             The handle; entering it connects.
 
         Raises:
-            UnknownServer: There is no such server (a KeyError).
+            UnknownServer: The server is unknown (a KeyError).
             NotInitialized: Its entry is wrong or disabled; the message has the recorded reason (a RuntimeError).
         """
         self._registry[server_name].check_usable()
@@ -193,7 +193,7 @@ class ProxyManager:
             Whether an attempt succeeded.
 
         Raises:
-            UnknownServer: There is no such server (a KeyError).
+            UnknownServer: The server is unknown (a KeyError).
         """
         record = self._registry[server_name]
         if not record.is_usable:
@@ -212,21 +212,21 @@ class ProxyManager:
         arguments: Mapping[str, object] | None = None,
         timeout_ms: float | None = None,
     ) -> CallToolResult:
-        """Call a tool in a session of its own. Cancelling this cancels the call at its server.
+        """Call a tool in a separate session. Cancelling this cancels the call at its server.
 
         Args:
             server_name: The server's name in the configuration.
             tool_name: The server's own name of the tool.
-            arguments: The tool's arguments; None is no arguments.
-            timeout_ms: Milliseconds from now, the server's start included; None leaves only its `call_timeout`.
+            arguments: The tool's arguments; None means none.
+            timeout_ms: Milliseconds from now, including the server's start; None leaves only its `call_timeout`.
 
         Returns:
-            The result as the server gave it; one with `isError` is a result, too.
+            The server's result; one with `isError` is also a result.
 
         Raises:
-            UnknownServer: There is no such server (a KeyError).
-            CallTimeout: The call took too long (a TimeoutError); the server was sent a cancel.
-            CallFailed: There is no result (a RuntimeError); the message names the tool and the server.
+            UnknownServer: The server is unknown (a KeyError).
+            CallTimeout: The call took too long (a TimeoutError); the server was sent a cancellation.
+            CallFailed: The call failed (a RuntimeError); the message names the tool and the server.
         """
         what = f"tool {tool_name!r} of server {server_name!r}"
         record = self._registry[server_name]
@@ -238,7 +238,7 @@ class ProxyManager:
 
     @accepts_former_names
     async def list_tools(self, server_name: str) -> list[Tool]:
-        """List a server's tools, in a session of their own.
+        """List a server's tools in a separate session.
 
         Args:
             server_name: The server's name in the configuration.
@@ -247,9 +247,9 @@ class ProxyManager:
             The tools under the server's own names.
 
         Raises:
-            UnknownServer: There is no such server (a KeyError).
+            UnknownServer: The server is unknown (a KeyError).
             CallTimeout: The list took longer than the server's `call_timeout` (a TimeoutError).
-            CallFailed: There is no list (a RuntimeError); the message names the server.
+            CallFailed: The list failed (a RuntimeError); the message names the server.
         """
         record = self._registry[server_name]
         raws = await self._run_in_engine(
@@ -258,17 +258,17 @@ class ProxyManager:
         return results.tool_list(raws)
 
     async def _run_in_engine(self, what: str, method: Callable[[Engine], Callable[..., Awaitable[T]]], *args: Any) -> T:
-        """Call a method of the engine; what goes wrong names what was wanted."""
+        """Call a method of the engine; errors name the operation."""
         try:
             thread, engine = self._started()
             return await thread.call(method(engine), *args)
         except GatewayError as exc:
             raise results.failure(what, exc) from exc
 
-    # What `Client` needs.
+    # For `Client`.
 
     async def acquire_session(self, client: Client) -> object:
-        """Open the client's session, or share it; returns what gives it back."""
+        """Open or share the client's session; return the token for its release."""
         record = self._registry[client.name]
         record.check_usable()
         token = object()
@@ -278,13 +278,13 @@ class ProxyManager:
             )
         except BaseException:
             running = self._running()
-            if running is not None:  # the session may have been opened just when the wait for it was cancelled
+            if running is not None:  # the session may have opened just as the wait for it was cancelled
                 running[0].post(partial(running[1].release, token))
             raise
         return token
 
     async def release_session(self, token: object) -> None:
-        """Give a session back; one that has ended with its loop needs nothing."""
+        """Release a session; a no-op if it has ended with its loop."""
         running = self._running()
         if running is not None:
             try:
@@ -310,7 +310,7 @@ class ProxyManager:
 
     @accepts_former_names
     def get_server_status(self, server_name: str) -> dict[str, Any]:
-        """Return what is known of a server, without connecting to it.
+        """Return a server's recorded status, without connecting to it.
 
         Args:
             server_name: The server's name in the configuration.
@@ -325,7 +325,7 @@ class ProxyManager:
         """Return the names of all servers.
 
         Returns:
-            The names, those of servers that could not be initialized included.
+            The names, including servers that could not be initialized.
         """
         return list(self._registry.records)
 
@@ -333,7 +333,7 @@ class ProxyManager:
         """Return the entries of all servers.
 
         Returns:
-            By the server's name, its entry as it was given, secrets included.
+            The unchanged entries, including secrets, by server name.
         """
         return self._registry.raw()
 
@@ -348,18 +348,18 @@ class ProxyManager:
         sse_path: str | None = "/sse",
         message_path: str = "/messages/",
     ) -> None:
-        """Serve all servers, as one MCP server, in a FastAPI or Starlette application, which may be running.
+        """Serve all servers as one MCP server in a FastAPI or Starlette application, even a running one.
 
-        If it is mounted on this application already, only what differs changes, and clients stay connected. A web
-        server that waits for its clients before it ends waits for event streams too: call `shutdown` before that, or
-        give it a limit (uvicorn: `timeout_graceful_shutdown`).
+        If it is already mounted on this application, only the differences are applied, and clients stay connected. A
+        web server that waits for its clients at shutdown also waits for event streams: call `shutdown` first, or set a
+        limit (uvicorn: `timeout_graceful_shutdown`).
 
         Args:
             app: The application.
-            allow_origins: Web pages that may use it (CORS), `["*"]` for all; loopback always may.
-            path: Where streamable HTTP is served; views are below it.
-            sse_path: Where SSE is served; None does not serve it.
-            message_path: Where SSE clients POST.
+            allow_origins: Allowed origins of web pages (CORS), `["*"]` for all; loopback is always allowed.
+            path: The path of streamable HTTP; views are below it.
+            sse_path: The path of SSE; None disables it.
+            message_path: The path for POST requests of SSE clients.
 
         Raises:
             MountError: The application cannot mount it, or the gateway cannot start (a RuntimeError); nothing has
@@ -396,15 +396,15 @@ class ProxyManager:
     def update_tools(self, tools: Sequence[Mapping[str, Any]]) -> Done:
         """Offer exactly these tools to clients.
 
-        Starts the gateway if it is not running, and blocks while servers in their first start may own one of the tools,
-        at most 10 s.
+        Starts the gateway if it is not running, and blocks for at most 10 s while starting servers may own one of the
+        tools.
 
         Args:
             tools: Dicts with `name`, the public name `SERVER.TOOL`, and optionally `description` and `parameters`, a
-                JSON Schema; left out, they are the server's.
+                JSON Schema; default: the server's.
 
         Returns:
-            Nothing to use; it may be awaited.
+            An awaitable without a value.
 
         Raises:
             InvalidTools: An entry is wrong, or no server has the tool (a ValueError); nothing has changed.
@@ -422,7 +422,7 @@ class ProxyManager:
     async def update_and_remount(
         self, app: object, tools: Sequence[Mapping[str, Any]], allow_origins: Sequence[str] = (), **paths: Any
     ) -> None:
-        """Offer exactly these tools, and serve them in the application at once.
+        """Offer exactly these tools, and immediately serve them in the application.
 
         Connected clients are notified that the list has changed, and calls in flight finish.
 
@@ -442,13 +442,13 @@ class ProxyManager:
             await thread.call(engine.offer, offers)
         await self.mount_to_app(app, allow_origins, **paths)
 
-    # The end.
+    # Closing.
 
     async def close_all_connections(self) -> None:
         """Close everything; the next use starts again.
 
-        Calls of the mounted gateway get `drain_grace` seconds. Then all servers are stopped at once, each by the
-        shutdown sequence (close stdin, SIGTERM, SIGKILL); one that does not end delays no other, and is logged.
+        Calls of the mounted gateway get `drain_grace` seconds. Then all servers are stopped concurrently, each by the
+        shutdown sequence (close stdin, SIGTERM, SIGKILL); one that does not end is logged and delays no other.
         """
         for mounted in list(self._mounted):
             self._unmount(mounted)
@@ -457,13 +457,13 @@ class ProxyManager:
             return
         within = self._registry.settings.drain_grace + CLOSE_MARGIN
         if not await running[0].stop(within):
-            log.error("the gateway has not ended %g s after it was closed; its servers may still be there", within)
+            log.error("the gateway has not ended %g s after it was closed; its servers may still be running", within)
         with self._lock:
             if self._thread is running[0]:
                 self._thread = self._engine = None
 
     async def shutdown(self) -> None:
-        """Do the same as `close_all_connections`, for programs that have mounted it."""
+        """Close everything, as `close_all_connections` does; for programs that have mounted the gateway."""
         await self.close_all_connections()
 
     # The loop.
@@ -480,6 +480,6 @@ class ProxyManager:
             engine = Engine(self._registry)
             thread = LoopThread(engine, f"gateway {self._registry.settings.name}")
             thread.start()
-            weakref.finalize(self, thread.stop_soon).atexit = False  # then all loops are stopped and waited for
+            weakref.finalize(self, thread.stop_soon).atexit = False  # then all loops are stopped and joined
             self._thread, self._engine = thread, engine
             return thread, engine

@@ -1,7 +1,7 @@
 """Routes for the gateway in the FastAPI or Starlette application of another program.
 
-Plain routes, not a `Mount`, which would answer `POST /mcp` with a redirect; and CORS around each of them, since an
-application that has started takes no more middleware. A route leads to a `SwappableApp`: a remount swaps the
+It uses plain routes, since a `Mount` would answer `POST /mcp` with a redirect, and CORS around each of them, since an
+application that has started accepts no more middleware. A route leads to a `SwappableApp`: a remount swaps the
 application that it calls. Routes are added, and removed, in one step.
 """
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 CORS_METHODS: Final = ("GET", "POST", "DELETE")
 CORS_EXPOSED: Final = ("Mcp-Session-Id", "WWW-Authenticate")
 PREFLIGHT_FOR: Final = 600
-"""Seconds that a browser may remember what a page is allowed to do."""
+"""Seconds for which a browser may cache a preflight response."""
 CHALLENGE: Final = (b"www-authenticate", b"Bearer")
 JSON: Final = (b"content-type", b"application/json")
 
 
 class SwappableApp:
-    """The application that a route leads to; `app` is the one that it calls now, None while there is none."""
+    """The application of a route; `app` is the current target, None while there is none."""
 
     def __init__(self, app: AsgiApp) -> None:
         self.app: AsgiApp | None = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request to the application of now."""
+        """Pass the request to the current application."""
         if self.app is None:
             await answer(send, 503)
         else:
@@ -46,28 +46,28 @@ class SwappableApp:
 
 
 class KeyCheck:
-    """Lets through who has the key, as `Authorization: Bearer KEY` or as `X-API-Key: KEY`; all others get 401."""
+    """Requires the key as `Authorization: Bearer KEY` or `X-API-Key: KEY`; others get 401."""
 
     def __init__(self, app: AsgiApp, key: str) -> None:
         self._app = app
         self._digest = digest_of(key.encode("utf-8"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the request, before its body is read; which header counts is as in the HTTP frontends."""
+        """Check the request before reading its body; headers have the same precedence as in the HTTP frontends."""
         headers: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in scope["headers"]]
         if repeated := repeated_header(headers):
             body = Refusal(400, "repeated_header", repeated_text(repeated)).encode()
             await answer(send, 400, JSON, body=body)
         elif hmac.compare_digest(
             digest_of(credential_in(dict(headers))), self._digest
-        ):  # of equal length: tells nothing
+        ):  # digests of equal length reveal nothing
             await self._app(scope, receive, send)
         else:
             await answer(send, 401, CHALLENGE)
 
 
 def guarded(app: AsgiApp, *, key: str | None, origins: Sequence[str]) -> AsgiApp:
-    """The application behind a check of the key, if there is one, and with CORS for pages from these origins."""
+    """Wrap the application in the key check, if any, and in CORS for these origins."""
     if key is not None:
         app = KeyCheck(app, key)
     if not origins:
@@ -88,10 +88,10 @@ class MountedRoutes:
     """The routes of an application that lead to one swappable application."""
 
     def __init__(self, app: object, paths: Paths) -> None:
-        """Look at the application; nothing is changed about it.
+        """Check the application without changing it.
 
         Raises:
-            MountError: it is no FastAPI or Starlette application, or uses one of the paths itself.
+            MountError: it is not a FastAPI or Starlette application, or already uses one of the paths.
         """
         self.app = app
         routes: object = getattr(getattr(app, "router", None), "routes", None)
@@ -111,7 +111,7 @@ class MountedRoutes:
         self._paths = paths
 
     def open(self, swappable: SwappableApp) -> None:
-        """Put the routes in, before all others: a route for everything must not hide them."""
+        """Insert the routes before all others, so that a catch-all route cannot hide them."""
         from starlette.routing import Route
 
         bare = [path.rstrip("/") for path in self._paths.all()]
@@ -119,6 +119,6 @@ class MountedRoutes:
         self._routes[:0] = self._mine
 
     def close(self) -> None:
-        """Take the routes out. Safe to repeat."""
+        """Remove the routes. Idempotent."""
         mine = set(map(id, self._mine))
         self._routes[:] = [route for route in self._routes if id(route) not in mine]

@@ -1,6 +1,6 @@
 """The gateway inside a trio program: `async with open_gateway(config) as gw`.
 
-No signals, no sockets, no stdin: these stay with the program. Leaving the block stops in the order of
+It uses no signals, sockets or stdin: these belong to the program. Leaving the block shuts down in the order of
 `gateway.runtime`: calls drain, streams end, backends stop.
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gateway.supervisor.lifecycle import Status
 
 PROGRAM: Final = Caller(era=Era.LEGACY, version=LATEST_LEGACY, session="program")
-"""The program around the gateway, as a client among others; it declares nothing that it could be asked for."""
+"""The embedding program as a client, without capabilities for server requests."""
 CONFIG_SHAPE: Final = "a dict, the path of a file, or a gateway.config.Config"
 
 
@@ -52,7 +52,7 @@ class EmbeddedGateway:
         self.router = self.runtime.router
         self._own_frontends: AsgiFrontends
 
-    # What the program calls.
+    # For the program.
 
     async def call_tool(
         self, name: str, arguments: Mapping[str, object] | None = None, *, timeout: float | None = None
@@ -61,15 +61,15 @@ class EmbeddedGateway:
 
         Args:
             name: The public name, `SERVER.TOOL`.
-            arguments: The tool's arguments; None is no arguments.
-            timeout: Seconds from now; None leaves only the server's `call_timeout`, which applies in any case.
+            arguments: The tool's arguments; None means none.
+            timeout: Seconds from now; None leaves only the server's `call_timeout`, which always applies.
 
         Returns:
-            The result as the server gave it; one with `isError` is a result, too.
+            The server's result; one with `isError` is also a result.
 
         Raises:
-            CallTimeout: The call took longer than `timeout` (a TimeoutError); the server was sent a cancel.
-            CallFailed: There is no result (a RuntimeError); the message names the tool, `__cause__` has the reason.
+            CallTimeout: The call took longer than `timeout` (a TimeoutError); the server was sent a cancellation.
+            CallFailed: The call failed (a RuntimeError); the message names the tool, `__cause__` has the reason.
         """
         from gateway.embed import results
         from gateway.embed.errors import CallTimeout
@@ -92,7 +92,7 @@ class EmbeddedGateway:
         """List all tools; wait for first starts as every list does, at most `start_grace`.
 
         Returns:
-            The tools under their public names. A tool that the SDK's type cannot hold is left out, and logged.
+            The tools under their public names. A tool that is invalid for the SDK's type is left out and logged.
         """
         from gateway.embed import results
 
@@ -104,7 +104,7 @@ class EmbeddedGateway:
         """Return the state of every server.
 
         Returns:
-            By the server's name: its state, restarts, last error, calls in flight, process and more, as in
+            For each server name its state, restarts, last error, calls in flight, process and more, as in
             `GET /health`.
         """
         return self.fleet.statuses()
@@ -121,7 +121,7 @@ class EmbeddedGateway:
         return self._own_frontends
 
     async def open_asgi_frontends(self, paths: Paths, origins: Sequence[str] | None) -> AsgiFrontends:
-        """Serve another set of paths; it closes with the gateway.
+        """Open another set of paths, which closes with the gateway.
 
         Args:
             paths: The paths to serve.
@@ -135,7 +135,7 @@ class EmbeddedGateway:
         return frontends
 
     async def reload(self, config: object) -> None:
-        """Apply another configuration. Servers that are the same in both keep their processes and calls.
+        """Apply another configuration. Unchanged servers keep their processes and calls.
 
         Args:
             config: As for `open_gateway`.
@@ -146,7 +146,7 @@ class EmbeddedGateway:
         await self.adopt(read_config(config))
 
     async def adopt(self, config: Config) -> None:
-        """Apply a configuration that has been checked.
+        """Apply a validated configuration.
 
         Args:
             config: The configuration.
@@ -157,10 +157,10 @@ class EmbeddedGateway:
         """Offer exactly these tools.
 
         Args:
-            offers: By public name; None offers all.
+            offers: The offers by public name; None offers all.
 
         Returns:
-            The names that no server owns; if there are any, nothing has changed.
+            The names that no server owns; nothing has changed if there are any.
         """
         return self.fleet.offer(offers)
 
@@ -170,7 +170,7 @@ class EmbeddedGateway:
         """Serve until `stop`.
 
         Args:
-            task_status: Started when the gateway can be used.
+            task_status: Started when the gateway is usable.
         """
         try:
             await self.runtime.run(self._start_frontends, task_status=task_status)
@@ -181,7 +181,7 @@ class EmbeddedGateway:
         self._own_frontends = await self.open_asgi_frontends(Paths(), None)
 
     def stop(self) -> None:
-        """Request an orderly shutdown and return at once. Safe to repeat."""
+        """Request an orderly shutdown and return immediately. Idempotent."""
         self.runtime.stop()
 
 
@@ -189,21 +189,21 @@ class EmbeddedGateway:
 async def open_gateway(
     config: object, *, state_directory: str | os.PathLike[str] | None = None
 ) -> AsyncGenerator[EmbeddedGateway]:
-    """Run a gateway for the length of a block, in a trio program.
+    """Run a gateway in a trio program for the duration of a block.
 
     Leaving the block waits until all calls have ended or `drain_grace` has passed, and all servers have stopped. If the
-    block is cancelled, the servers are stopped all the same.
+    block is cancelled, the servers are still stopped.
 
     Args:
-        config: A dict in the format `{"mcpServers": {...}}`, the path of a file that holds one, or a
+        config: A dict in the format `{"mcpServers": {...}}`, the path of a file with one, or a
             `mcp_gateway.config.Config`.
-        state_directory: Where last-good lists and tokens are kept; None keeps them in memory only.
+        state_directory: Directory of last-good lists and tokens; None keeps them only in memory.
 
     Yields:
         The running gateway.
 
     Raises:
-        RuntimeError: The program does not run on trio; use `ProxyManager` there.
+        RuntimeError: The program does not run on trio; use `ProxyManager` instead.
         InvalidConfig: The configuration is wrong (a ValueError); nothing was started.
         ConfigError: Other users can write the state directory; nothing was started.
     """
@@ -228,7 +228,7 @@ async def open_gateway(
 
 
 def read_config(config: object) -> Config:
-    """What `open_gateway` takes, checked.
+    """Validate the configuration given to `open_gateway`.
 
     Raises:
         InvalidConfig: it is wrong.

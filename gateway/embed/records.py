@@ -1,7 +1,7 @@
-"""Every server of a configuration as it was recorded: usable, or with the reason why not.
+"""Records of a configuration's servers: usable, or with the reason why not.
 
-Any thread may read a `Registry` at any moment: its table is replaced whole, and of a record only `connected` and
-`error` change, each in one step, by the loop that uses the server.
+Any thread may read a `Registry` at any time: its table is replaced whole, and in a record only `connected` and `error`
+change, each in one step, by the loop that uses the server.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ class Record:
         """None if the entry is wrong."""
         self.error = error
         self.connected = False
-        """Whether the last connection could be made, and nobody has closed them all since."""
+        """Whether the last connection attempt succeeded and connections have not all been closed since."""
 
     @property
     def is_usable(self) -> bool:
-        """Whether it can be connected to."""
+        """Whether a connection is possible."""
         return self.config is not None and not self.config.disabled
 
     def check_usable(self) -> ServerConfig:
-        """The configuration. Raises NotInitialized."""
+        """Return the configuration. Raises NotInitialized."""
         if self.config is None or self.config.disabled:
             text = f"server {self.name!r} was not initialized: {self.error or 'it is disabled'}"
             raise NotInitialized(text)
         return self.config
 
     def status(self) -> dict[str, Any]:
-        """`{"connected", "error", "initialized"}`."""
+        """Return `{"connected", "error", "initialized"}`."""
         return {"connected": self.connected, "error": self.error, "initialized": self.is_usable}
 
 
 class Registry:
-    """All servers of one configuration, and the settings that came with them."""
+    """All servers of one configuration, and its settings."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Registry:
         self.records = dict(records or {})
         self.settings = settings or GatewaySettings()
         self.rest = rest or Config({})
-        """All other sections: who may use it must not get lost on the way."""
+        """All other sections, such as access control."""
 
     def __getitem__(self, name: str) -> Record:
         try:
@@ -73,18 +73,18 @@ class Registry:
             raise UnknownServer(text) from None
 
     def config(self) -> Config:
-        """What of it can be served."""
+        """Return the usable part of the configuration."""
         servers = {name: one.config for name, one in self.records.items() if one.config is not None}
         return msgspec.structs.replace(self.rest, servers=servers, gateway=self.settings, warnings=(), source="config")
 
     def raw(self) -> dict[str, Any]:
-        """The entries as they were given, by name."""
+        """Return the unchanged entries by name."""
         return {name: copy.deepcopy(one.raw) for name, one in self.records.items()}
 
     def replace_with(self, new: Registry) -> list[str]:
-        """Hold what another registry holds; returns the servers that are gone, or are others now.
+        """Take over another registry's content; return the removed and changed servers.
 
-        Records of servers that are the same in both are kept, and with them what is known of those.
+        Records of unchanged servers are kept with their status.
         """
         old, records = self.records, dict(new.records)
         for name, record in new.records.items():
@@ -97,12 +97,12 @@ class Registry:
 
 
 def read_registry(config: object, *, strict: bool, name: str | None = None) -> Registry:
-    """Read a configuration in the format `{"mcpServers": {NAME: {...}}}`, nothing of it from a file.
+    """Read a configuration in the format `{"mcpServers": {NAME: {...}}}`, without reading files.
 
-    Not `strict`: what is wrong with one server is recorded with it. `name` is the name that clients see.
+    Unless `strict`, problems of a server are recorded with it. `name` is the name that clients see.
 
     Raises:
-        InvalidConfig: it is no configuration at all; if `strict`, also where one server is wrong.
+        InvalidConfig: it is not a configuration, or, if `strict`, one server is wrong.
     """
     if not isinstance(config, dict):
         text = f"the configuration must be a dict like {{'mcpServers': {{...}}}}, not {type(config).__name__}"

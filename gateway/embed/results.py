@@ -1,6 +1,6 @@
-"""What calls and lists give programs: the SDK's types, or an error that names the tool and the server.
+"""Results of calls and lists for programs: the SDK's types, or errors that name the tool and the server.
 
-Importing this module imports `mcp_types` (0.15 s), which only programs that call tools themselves pay for.
+Importing this module imports `mcp_types` (0.15 s), which only programs that call tools need.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ log = logging.getLogger("gateway.embed")
 
 
 def failure(what: str, problem: GatewayError) -> CallFailed | CallTimeout:
-    """The error for a call or a list that ended with the gateway's own verdict; `what` names it in full."""
+    """Return the error for a call or list that failed in the gateway; `what` describes it."""
     reason = problem.reason if isinstance(problem, BackendError) else str(problem)
     kind = CallTimeout if isinstance(problem, BackendTooSlow) else CallFailed
     return kind(f"{what}: {reason}")
 
 
 def tool_result(what: str, outcome: Outcome | None) -> CallToolResult:
-    """The result of a tool call; one with `isError` is a result like any other.
+    """Return the result of a tool call; one with `isError` is a result like any other.
 
     Raises:
-        CallTimeout, CallFailed: there is none, or it has not the form that MCP demands.
+        CallTimeout, CallFailed: there is none, or it is invalid.
     """
     match outcome:
         case Complete():
             try:
-                # The SDK's types hold no lone surrogates: where a text was cut inside an emoji, U+FFFD stands.
+                # The SDK's types reject lone surrogates, from text cut inside an emoji; they become U+FFFD.
                 return CallToolResult.model_validate_json(surrogates.without_lone_surrogates(outcome.result))
             except ValidationError as exc:
-                text = f"{what}: its result has not the form that MCP demands: {_first_line(exc)}"
+                text = f"{what}: its result is invalid: {_first_line(exc)}"
                 raise CallFailed(text) from None
         case Failure():
             text = f"{what}: {outcome.message} (code {outcome.code})"
@@ -54,12 +54,12 @@ def tool_result(what: str, outcome: Outcome | None) -> CallToolResult:
             text = f"{what}: it was cancelled"
             raise CallFailed(text)
         case _:
-            text = f"{what}: it asks for input, which nobody is there to give"
+            text = f"{what}: it requires input, which programs cannot give"
             raise CallFailed(text)
 
 
 def tool_list(raws: Iterable[bytes]) -> list[Tool]:
-    """The tools of a list; an entry that the SDK's type cannot hold is left out, and logged."""
+    """Return the tools of a list; entries that are invalid for the SDK's type are left out and logged."""
     found: list[Tool] = []
     for raw in raws:
         try:

@@ -1,8 +1,8 @@
-"""A trio loop in a thread of its own, for programs that run another loop, or none.
+"""A trio loop in a separate thread, for programs with another loop or none.
 
-`LoopThread` runs one service from `start` until it returns. Calls come in from any thread; each is a task in the loop,
-its result goes back to whoever waits, and when that one is cancelled, so is the task. The thread is a daemon; at the
-end of the interpreter it is asked to stop and waited for within `EXIT_WAIT`.
+`LoopThread` runs one service from `start` until it returns. Calls may come from any thread; each is a task in the loop,
+its result goes to the waiting caller, and cancelling the caller cancels the task. The thread is a daemon; at
+interpreter exit it is asked to stop and joined for at most `EXIT_WAIT`.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 EXIT_WAIT: Final = 10.0
-"""Seconds that the end of the interpreter waits for loops that were not closed: a shutdown sequence takes up to 5."""
+"""Seconds that interpreter exit waits for loops that were not closed: a shutdown sequence takes up to 5."""
 START_WAIT: Final = 10.0
-"""Seconds that starting the loop may take; it takes some milliseconds."""
+"""Seconds for starting the loop, which takes some milliseconds."""
 
 log = logging.getLogger("gateway.embed")
 T = TypeVar("T")
 
 
 class Service(Protocol):
-    """What runs in the thread."""
+    """The service in the thread."""
 
     async def run(self, started: Callable[[], object]) -> None:
-        """Serve until `stop`, clean up and return; `started` is called when calls can come."""
+        """Serve until `stop`, clean up and return; call `started` when ready for calls."""
         ...
 
     def stop(self) -> None:
-        """Ask for the end. Called in the loop; safe to repeat."""
+        """Request the end. Called in the loop. Idempotent."""
         ...
 
 
 class _Reply(Generic[T]):
-    """The result of one call on its way to whoever waits; `done` is called once, in the loop's thread."""
+    """The pending result of one call; `done` is called once, in the loop's thread."""
 
     def __init__(self, done: Callable[[], object]) -> None:
         self.scope = trio.CancelScope()
@@ -56,19 +56,19 @@ class _Reply(Generic[T]):
         self._done = done
 
     def set_result(self, value: T) -> None:
-        """Hand over the result."""
+        """Set the result."""
         if not self._settled:
             self._settled, self.value = True, value
             self._done()
 
     def fail(self, problem: Exception) -> None:
-        """Hand over why there is none; ignored after a result."""
+        """Set the error; ignored after a result."""
         if not self._settled:
             self._settled, self._problem = True, problem
             self._done()
 
     def result(self) -> T:
-        """The result, or its problem raised."""
+        """Return the result, or raise the error."""
         if self._problem is not None:
             raise self._problem
         return self.value
@@ -88,7 +88,7 @@ class LoopThread:
         self._at_end: list[Callable[[], object]] = []
 
     def start(self) -> None:
-        """Start the thread; returns when calls can come, after some milliseconds. Raises Closed."""
+        """Start the thread and return when it is ready for calls, after some milliseconds. Raises Closed."""
         _running.add(self)
         self._thread.start()
         if not self._up.wait(START_WAIT) or not self.alive:
@@ -97,17 +97,17 @@ class LoopThread:
 
     @property
     def alive(self) -> bool:
-        """Whether calls can be served."""
+        """True while it serves calls."""
         return not self._over
 
     # Called in any thread.
 
     async def call(self, run: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Run something in the loop and wait for its result; a cancelled wait cancels it, and does not wait for that.
+        """Run a coroutine function in the loop and return its result; cancellation cancels it without waiting.
 
         Raises:
             Closed: the loop has ended, or ends before there is a result.
-            Exception: what `run` raises.
+            Exception: the error of `run`.
         """
         done, post = anyio.Event(), poster()
         reply: _Reply[T] = _Reply(lambda: post(done.set))
@@ -120,10 +120,10 @@ class LoopThread:
         return reply.result()
 
     def call_blocking(self, timeout: float, run: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """The same for a caller that may be held up, for at most `timeout` seconds.
+        """Run it and block the calling thread, for at most `timeout` seconds.
 
         Raises:
-            TimeoutError: it takes longer, and was cancelled.
+            TimeoutError: it took longer and was cancelled.
         """
         done = threading.Event()
         reply: _Reply[T] = _Reply(done.set)
@@ -135,9 +135,9 @@ class LoopThread:
         return reply.result()
 
     def spawn(self, run: Callable[..., Awaitable[None]], *args: Any, ended: Callable[[], object] | None = None) -> None:
-        """Run something in the loop without waiting for it; what it raises is logged. Raises Closed.
+        """Run it in the loop without waiting; its errors are logged. Raises Closed.
 
-        `ended` is called, in the loop's thread, when it is over, also if it could not even begin.
+        `ended` is called in the loop's thread when it has ended, even if it could not start.
         """
 
         def done() -> None:
@@ -146,7 +146,7 @@ class LoopThread:
             except Closed:
                 pass
             except Exception:
-                log.exception("what was asked of the gateway could not be done")
+                log.exception("a background operation of the gateway failed")
             if ended is not None:
                 ended()
 
@@ -154,7 +154,7 @@ class LoopThread:
         self._send(reply, run, args)
 
     def post(self, call: Callable[[], object]) -> bool:
-        """Have something called in the loop; returns whether there is one."""
+        """Schedule a call in the loop; return whether there is a loop."""
         if self._token is None:
             return False
         try:
@@ -164,7 +164,7 @@ class LoopThread:
         return True
 
     async def stop(self, within: float) -> bool:
-        """Ask the service to stop and wait until its thread has ended; returns whether it did in time."""
+        """Stop the service and wait for the end of its thread; return whether it ended in time."""
         ended, post = anyio.Event(), poster()
         with self._lock:
             if self._over:
@@ -174,19 +174,19 @@ class LoopThread:
         self.post(self._service.stop)
         with anyio.move_on_after(within):
             await ended.wait()
-            self._thread.join(1.0)  # it has nothing left to do but to return
+            self._thread.join(1.0)  # the thread has only to return
         return not self._thread.is_alive()
 
     def stop_soon(self) -> None:
-        """Ask the service to stop and do not wait: garbage is collected in any thread, also in the loop's own."""
+        """Stop the service without waiting: garbage collection may happen in any thread, even the loop's."""
         self.post(self._service.stop)
 
     def join(self, within: float) -> None:
-        """Block until the thread has ended, but not longer than this."""
+        """Block until the thread has ended or the timeout has passed."""
         self._thread.join(within)
 
     def abandon(self) -> None:
-        """Know in a forked child that there is no thread here; its locks may have been held when it was left behind."""
+        """Forget the thread in a forked child; its locks may have been held at the fork."""
         self._lock = threading.Lock()
         self._token, self._over, self._at_end = None, True, []
 
@@ -195,7 +195,7 @@ class LoopThread:
     def _run(self) -> None:
         try:
             trio.run(self._main)
-        except BaseException:  # noqa: ASYNC103 - the root of the thread: nobody else would ever hear of it
+        except BaseException:  # noqa: ASYNC103 - the thread's top level, so it would be lost otherwise
             log.critical("the gateway's loop has ended because of a bug", exc_info=True)
         with self._lock:
             self._over = True
@@ -214,7 +214,7 @@ class LoopThread:
         def begin() -> None:
             try:
                 self._nursery.start_soon(self._serve, reply, run, args)
-            except RuntimeError:  # it has been left: the loop is about to end
+            except RuntimeError:  # the nursery has been left: the loop is about to end
                 reply.fail(_closed())
 
         if not self.post(begin):
@@ -224,7 +224,7 @@ class LoopThread:
         try:
             with reply.scope:
                 reply.set_result(await run(*args))
-        except Exception as exc:  # noqa: BLE001 - the caller's, whatever it is
+        except Exception as exc:  # noqa: BLE001 - any error belongs to the caller
             reply.fail(exc)
         finally:
             reply.fail(_closed())
@@ -245,7 +245,7 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _stop_all() -> None:
-    """Let no interpreter end while a loop still has children to stop."""
+    """Stop all loops before interpreter exit, so that their children are stopped."""
     threads = [thread for thread in _running if thread.alive]
     for thread in threads:
         thread.stop_soon()

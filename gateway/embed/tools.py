@@ -1,4 +1,4 @@
-"""What programs say of tools: entries with `name`, `description` and `parameters`, read into offers. Pure."""
+"""Parsing of a program's tools (`name`, `description`, `parameters`) into offers. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gateway.embed.errors import InvalidTools
 
 
 def read_tools(tools: object) -> dict[str, Offer]:
-    """The offers that a list of `{"name", "description", "parameters"}` stands for.
+    """Parse a list of `{"name", "description", "parameters"}` into offers.
 
-    `description` and `parameters` (a JSON Schema of type `object`; `inputSchema` is accepted as another spelling) may
-    be left out: the tool then keeps its server's.
+    `description` and `parameters` (a JSON Schema of type `object`; `inputSchema` is an alias) are optional and default
+    to the server's.
 
     Raises:
         InvalidTools: with every problem of the list.
@@ -31,7 +31,7 @@ def read_tools(tools: object) -> dict[str, Offer]:
             problems.append(f"tools[{index}]: {exc}")
             continue
         if name in found:
-            problems.append(f"tools[{index}]: {name!r} stands in the list twice")
+            problems.append(f"tools[{index}]: {name!r} appears twice")
         found[name] = offer
     if problems:
         raise InvalidTools(problems)
@@ -39,7 +39,7 @@ def read_tools(tools: object) -> dict[str, Offer]:
 
 
 def _read(entry: object) -> tuple[str, Offer]:
-    """One entry. Raises ValueError, and TypeError where something in it cannot be written as JSON."""
+    """Parse one entry. Raises ValueError, and TypeError for values that are not JSON."""
     if not isinstance(entry, dict):
         text = f"must be a dict with a 'name', not {type(entry).__name__}"
         raise ValueError(text)

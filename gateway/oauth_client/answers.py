@@ -1,9 +1,9 @@
-"""What authorization servers answer, read tolerantly and without I/O.
+"""Tolerant parsing of authorization servers' responses, without I/O.
 
-The SDK's models refuse a whole answer for one odd member, and say so in the words of their validation library. Here an
-answer is reduced to the members that a login needs: what is harmless is accepted (a lifetime of `3599.5`, scopes as a
-list, nulls), what is unusable is refused with a sentence that names the member and the server. The result always fits
-the SDK's models.
+The SDK's models reject a whole response for one odd member, with the messages of their validation library. Here a
+response is reduced to the members that a login needs: harmless deviations are accepted (a lifetime of `3599.5`, scopes
+as a list, nulls), unusable ones are rejected with a sentence that names the member and the server. The result is always
+valid for the SDK's models.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     Members = Mapping[str, object]
 
 MAX_TEXT: Final = 200
-"""Characters that are shown of what a server has written."""
+"""Maximum length of a server's text in messages."""
 MAX_LIFETIME: Final = 1_000_000_000.0
-"""Seconds; a longer lifetime of a token (30 years) is taken for a placeholder."""
+"""Seconds (30 years); a longer token lifetime is treated as a placeholder."""
 UNAUTHORIZED: Final = 401
 FORBIDDEN: Final = 403
 SUCCESS: Final = range(200, 300)
@@ -41,7 +41,7 @@ _SECRET_METHODS = frozenset({"client_secret_basic", "client_secret_post"})
 
 
 class Challenge(msgspec.Struct, frozen=True):
-    """A server's refusal that another token may answer: 401, or 403 for want of a scope."""
+    """A server's refusal that another token may satisfy: 401, or 403 for a missing scope."""
 
     status: int
     header: str
@@ -49,12 +49,12 @@ class Challenge(msgspec.Struct, frozen=True):
 
     @property
     def step_up(self) -> bool:
-        """Whether the token is good, but not for this."""
+        """Whether the token is valid but lacks a scope."""
         return self.status != UNAUTHORIZED
 
 
 def challenge_of(response: httpx2.Response) -> Challenge | None:
-    """What the response demands, if it is about tokens."""
+    """Return the response's challenge, if it has one."""
     header = response.headers.get("www-authenticate", "")
     refused = response.status_code == UNAUTHORIZED
     wants_more = response.status_code == FORBIDDEN and "insufficient_scope" in header
@@ -62,13 +62,13 @@ def challenge_of(response: httpx2.Response) -> Challenge | None:
 
 
 class UnusableAnswer(Exception):
-    """The answer cannot be used; the text is a sentence that names the server and the member."""
+    """The response is unusable; the text is a sentence that names the server and the member."""
 
 
 def read_challenge(header: str) -> dict[str, str]:
-    """Return `resource_metadata`, `scope` and `error` of a `WWW-Authenticate`, as far as they can be read.
+    """Return `resource_metadata`, `scope` and `error` of a `WWW-Authenticate`, as far as they are readable.
 
-    Parameters are those of the `Bearer` challenge if there is one, else of all: servers leave the scheme out, forget
+    The parameters are those of the `Bearer` challenge if there is one, else of all: servers omit the scheme, forget
     quotes and repeat parameters, of which the first counts.
     """
     found = _BEARER.search(header)
@@ -87,7 +87,7 @@ def read_challenge(header: str) -> dict[str, str]:
 
 
 def describe(status: int, content_type: str, body: bytes) -> str:
-    """Return what an answer that is no success says: its status, and its error in one line."""
+    """Describe an error response in one line: its status and its error."""
     text = f"HTTP {status}"
     if status in REDIRECT:
         return f"{text}, a redirect that is not followed"
@@ -103,7 +103,7 @@ def describe(status: int, content_type: str, body: bytes) -> str:
 
 
 def error_in(members: Members) -> str:
-    """Return the error that a JSON object reports (RFC 6749, 5.2, or what servers have in its place), or ""."""
+    """Return the error in a JSON object (RFC 6749, 5.2, or servers' variants), or ""."""
     error: object = members.get("error")
     parts = [error, members.get("error_description")]
     if isinstance(error, dict):
@@ -118,24 +118,24 @@ def error_in(members: Members) -> str:
 
 
 def read_object(body: bytes, content_type: str, where: str) -> dict[str, object]:
-    """Return the JSON object of an answer; form-encoded members, which some token endpoints send, are one too.
+    """Return the JSON object of a response; also accept the form-encoded members of some token endpoints.
 
     Raises:
-        UnusableAnswer: it is none.
+        UnusableAnswer: it is not an object.
     """
     try:
         return _decode(body, content_type)
     except ValueError:
         what = "an HTML page" if _is_html(content_type, body) else "an empty body" if not body.strip() else "a body"
-        text = f"{where} answered with {what} that is no JSON object"
+        text = f"{where} answered with {what} that is not a JSON object"
         raise UnusableAnswer(text) from None
 
 
 def read_token(members: Members, where: str) -> dict[str, object]:
-    """Return the members of a token answer (RFC 6749, 5.1) that are used.
+    """Return the used members of a token response (RFC 6749, 5.1).
 
     Raises:
-        UnusableAnswer: there is no token in it that the gateway can use.
+        UnusableAnswer: it has no usable token.
     """
     token, method = members.get("access_token"), members.get("token_type")
     if token is None and (said := error_in(members)):
@@ -144,7 +144,7 @@ def read_token(members: Members, where: str) -> dict[str, object]:
     if not isinstance(token, str) or _TOKEN.fullmatch(token) is None:
         raise UnusableAnswer(_odd(members, "access_token", where, "visible ASCII characters without spaces"))
     if method is not None and not (isinstance(method, str) and method.strip().lower() in {"", "bearer"}):
-        raise UnusableAnswer(_odd(members, "token_type", where, "'Bearer', which alone the gateway can use"))
+        raise UnusableAnswer(_odd(members, "token_type", where, "'Bearer', the only supported type"))
     renewal = members.get("refresh_token")
     answer: dict[str, object] = {
         "access_token": token,
@@ -157,13 +157,13 @@ def read_token(members: Members, where: str) -> dict[str, object]:
 
 
 def read_registration(members: Members, where: str, wanted: Sequence[str]) -> dict[str, object]:
-    """Return the members of a client information response (RFC 7591, 3.2.1) that are used.
+    """Return the used members of a client information response (RFC 7591, 3.2.1).
 
-    `wanted` are the redirect URIs that were asked for: a server that names none has registered those. A client that is
-    to authenticate with a secret, and got none, is a public one.
+    `wanted` are the requested redirect URIs: a server that names none has registered those. A client that should
+    authenticate with a secret but got none is a public client.
 
     Raises:
-        UnusableAnswer: there is no client in it.
+        UnusableAnswer: it has no client.
     """
     client, secret = members.get("client_id"), members.get("client_secret")
     if client is None and (said := error_in(members)):
@@ -185,12 +185,12 @@ def read_registration(members: Members, where: str, wanted: Sequence[str]) -> di
 
 
 def read_server(members: Members, where: str, *, is_visited: bool) -> dict[str, object]:
-    """Return the members of authorization server metadata (RFC 8414, 2) that are used.
+    """Return the used members of authorization server metadata (RFC 8414, 2).
 
-    A server that no person visits (client credentials) needs no login page.
+    A server for client credentials needs no login page.
 
     Raises:
-        UnusableAnswer: one of those that a login needs is missing or wrong.
+        UnusableAnswer: a member that a login needs is missing or wrong.
     """
     if not is_visited:
         members = {"authorization_endpoint": members.get("token_endpoint"), **members}
@@ -212,10 +212,10 @@ def read_server(members: Members, where: str, *, is_visited: bool) -> dict[str, 
 
 
 def read_resource(members: Members, where: str) -> dict[str, object]:
-    """Return the members of protected resource metadata (RFC 9728, 2) that are used.
+    """Return the used members of protected resource metadata (RFC 9728, 2).
 
     Raises:
-        UnusableAnswer: it names no resource, or no authorization server.
+        UnusableAnswer: it names no resource or no authorization server.
     """
     servers = [one for one in _texts(members.get("authorization_servers")) if is_url(one)]
     if not is_url(members.get("resource")):
@@ -229,7 +229,7 @@ def read_resource(members: Members, where: str) -> dict[str, object]:
 
 
 def is_url(value: object) -> bool:
-    """Whether the value is an absolute address of HTTP."""
+    """Return whether the value is an absolute HTTP URL."""
     if not isinstance(value, str) or not value.isprintable() or " " in value:
         return False
     try:
@@ -241,7 +241,7 @@ def is_url(value: object) -> bool:
 
 
 def _odd(members: Members, name: str, where: str, wanted: str) -> str:
-    """Return the sentence for a member that cannot be used; the values of secrets are not shown."""
+    """Return the message for an unusable member, without the values of secrets."""
     if name not in members:
         return f"{where} answered without {name!r}"
     value = members[name]
@@ -251,7 +251,7 @@ def _odd(members: Members, name: str, where: str, wanted: str) -> str:
 
 
 def _lifetime(value: object) -> int | None:
-    """Return whole seconds; None, as if the server had said nothing, for what is no lifetime."""
+    """Return whole seconds; None for an invalid lifetime, as for a missing one."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     try:
@@ -266,7 +266,7 @@ def _scopes(value: object) -> list[str]:
 
 
 def _texts(value: object) -> list[str]:
-    """Return the strings in a list, or the one that stands in its place."""
+    """Return the strings in a list, or a single string as a list."""
     if isinstance(value, str):
         return [value] if value else []
     return [one for one in cast("list[object]", value) if isinstance(one, str)] if isinstance(value, list) else []
@@ -282,7 +282,7 @@ def _decode(body: bytes, content_type: str) -> dict[str, object]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(found, dict):
-        raise ValueError("no object")
+        raise ValueError("not an object")
     return cast("dict[str, object]", found)
 
 
@@ -291,6 +291,6 @@ def _is_html(content_type: str, body: bytes) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Return a server's words in one line, cut to `MAX_TEXT`."""
+    """Return a server's text on one line, truncated to `MAX_TEXT`."""
     shown = "".join(char if char.isprintable() else " " for char in text[: 4 * MAX_TEXT])
     return " ".join(shown.split())[:MAX_TEXT]

@@ -1,8 +1,9 @@
-"""The requests of an OAuth flow: to addresses that a server has named, so each is checked before anything is sent.
+"""HTTP requests of an OAuth flow, with a check of each server-supplied URL.
 
-HTTPS, or loopback where the backend itself is on loopback; nothing in a private network unless the backend is there too
-or the config names the issuer (2026-07-28 basic/authorization, "Server-Side Request Forgery"). A connection of its own,
-without the backend's headers and cookies; bodies and waits are bounded; redirects are never followed on their own.
+URLs must be HTTPS, or loopback if the backend is on loopback, and not in a private network unless the backend is there
+too or the config names the issuer (2026-07-28 basic/authorization, "Server-Side Request Forgery"). Requests use a
+separate connection without the backend's headers and cookies; bodies and waits are bounded; redirects are not followed
+automatically.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
     from gateway.config import ServerConfig
 
 REQUEST_TIMEOUT: Final = 15.0
-"""Seconds for one request, its answer included."""
+"""Seconds for one request including its response."""
 RESOLVE_WAIT: Final = 5.0
-"""Seconds for looking a host up."""
+"""Seconds for resolving a host."""
 MAX_BODY: Final = 1024 * 1024
-"""Bytes of one answer; metadata has some thousands."""
+"""Bytes of one response; metadata has a few thousand."""
 _DROPPED: Final = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 _SERVER_ERROR: Final = 500
 
 
 class OAuthHttp:
-    """Sends what a flow wants sent, if it may be."""
+    """Sends a flow's requests after checking their URLs."""
 
     def __init__(self, client: httpx2.AsyncClient, config: ServerConfig, *, timeout: float = REQUEST_TIMEOUT) -> None:
         self._client = client
@@ -48,10 +49,10 @@ class OAuthHttp:
         self._trusted = [self._backend, *([httpx2.URL(issuer)] if issuer else [])]
 
     async def send(self, request: httpx2.Request) -> httpx2.Response:
-        """Send one request and read the answer.
+        """Send one request and read the response.
 
         Raises:
-            BackendUnavailable: the address may not be asked, cannot be reached, or fails with a status of 500 and up.
+            BackendUnavailable: the URL is forbidden, cannot be reached, or fails with a status of 500 and up.
         """
         url = request.url
         await self.check(url)
@@ -80,13 +81,13 @@ class OAuthHttp:
         answer = httpx2.Response(response.status_code, headers=headers, content=without_bom(body), request=request)
         answer.next_request = response.next_request
         if answer.status_code >= _SERVER_ERROR and request.method == "POST":
-            # No verdict on what was sent: a refresh token is not used up by a server that is down.
+            # Not a rejection: a refresh token remains valid if the server is down.
             verdict = describe(answer.status_code, answer.headers.get("content-type", ""), answer.content)
             raise BackendUnavailable(self._name, f"needs a login, and {where}{url.path} answered {verdict}")
         return answer
 
     async def check(self, url: httpx2.URL) -> None:
-        """Refuse an address that no request may go to. Raises BackendUnavailable."""
+        """Refuse a URL that must not be requested. Raises BackendUnavailable."""
         self.check_page(url)
         if any(same_origin(url, known) for known in self._trusted) or await _is_private(self._backend):
             return
@@ -94,9 +95,9 @@ class OAuthHttp:
             raise self._refusal(url, "is in a private network, and 'url' is not (oauth.issuer may name it)")
 
     def check_page(self, url: httpx2.URL) -> None:
-        """Refuse an address that no person may be sent to. Raises BackendUnavailable."""
+        """Refuse a URL that must not be opened in a browser. Raises BackendUnavailable."""
         if url.userinfo:
-            raise self._refusal(url, "holds a user name or password")
+            raise self._refusal(url, "contains a user name or password")
         if is_loopback(url):
             if not is_loopback(self._backend):
                 raise self._refusal(url, "is on this machine, and 'url' is not")
@@ -108,7 +109,7 @@ class OAuthHttp:
 
 
 async def _is_private(url: httpx2.URL) -> bool:
-    """Whether an address of the host is one that only this network knows. An unknown host is left to the connection."""
+    """Return whether the host has a private address; False for an unknown host, which fails to connect."""
     try:
         with trio.fail_after(RESOLVE_WAIT):
             found = await trio.socket.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)
@@ -119,7 +120,7 @@ async def _is_private(url: httpx2.URL) -> bool:
 
 @asynccontextmanager
 async def open_oauth_http(config: ServerConfig) -> AsyncGenerator[OAuthHttp]:
-    """Open the connections of one flow; on leaving they are closed."""
+    """Open the connections of one flow; close them on leaving."""
     client = httpx2.AsyncClient(transport=EnvironmentTransport())
     try:
         yield OAuthHttp(client, config)

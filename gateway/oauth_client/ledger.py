@@ -1,4 +1,4 @@
-"""The SDK's `TokenStorage` over what the gateway keeps of a login."""
+"""The SDK's `TokenStorage` on top of the gateway's login state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """What is known of the login, and kept with each step."""
+    """State of a login, saved after each step."""
 
     def __init__(self, saved: Saved, keep: Keep, *, with_tokens: bool) -> None:
         self.saved = saved
@@ -31,7 +31,7 @@ class Ledger:
         self._with_tokens = with_tokens
 
     async def get_tokens(self) -> OAuthToken | None:
-        """Return the tokens, where the flow is to use them."""
+        """Return the tokens, if the flow should use them."""
         saved = self.saved
         if not self._with_tokens or saved.access_token is None:
             return None
@@ -47,18 +47,18 @@ class Ledger:
             return None
 
     async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
-        """Keep a client that was registered now."""
+        """Save a newly registered client."""
         client = client_info.model_dump_json(exclude_none=True)
         if not is_same_issuer(self._issuer(), self.saved.issuer):
             self.saved = type(self.saved)(issuer=self._issuer(), client=client)
         else:
             self.saved = msgspec.structs.replace(self.saved, client=client)
-        # With tokens it waits for the new ones: these were given to the client that was there before.
+        # Not saved while there are tokens, which were issued to the previous client; the new tokens save both.
         if self.saved.access_token is None:
             await self._keep(self.saved)
 
     async def set_tokens(self, tokens: OAuthToken) -> None:
-        """Keep new tokens, and where they are from."""
+        """Save new tokens and their origin."""
         context = self.context
         metadata, resource = context.oauth_metadata, context.protected_resource_metadata
         self.saved = type(self.saved)(

@@ -1,7 +1,7 @@
-"""How a person gets to a login page: asked by the client whose call needs it, or by a browser on this machine.
+"""Opening of the login page: through the client whose call needs it, or a browser on this machine.
 
-`oauth.browser` says which (`gateway.config.oauth.OAuthSettings`). Where neither works the login is refused with the
-command that does it. Nobody waits here: what comes of a page is heard by the `RedirectListener`.
+`oauth.browser` selects the way (`gateway.config.oauth.OAuthSettings`). If neither works, the login fails with the
+command to run. Nothing here waits for the result, which the `RedirectListener` receives.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from gateway.oauth_client.redirect_listener import RedirectListener
 
 OPEN_WAIT: Final = 10.0
-"""Seconds for the command that opens a browser; one that is still running then is taken to show the page itself."""
+"""Seconds for the command that opens a browser; one that is still running then counts as showing the page."""
 OPEN_PAUSE: Final = 60.0
-"""Least seconds between two pages opened for one backend: a person who closed one must not be chased."""
+"""Minimum seconds between opening two login pages for one backend."""
 
 log = logging.getLogger("gateway.backend")
 
 
 class LoginRequired(BackendUnavailable):
-    """The backend needs a person to log in, and none has; the client is told which command does it."""
+    """The backend requires an interactive login; the message has the command."""
 
     code: ClassVar[str] = "login_required"
 
@@ -47,14 +47,14 @@ class LoginRequired(BackendUnavailable):
 
 
 def can_open() -> bool:
-    """Whether a browser of this machine would be seen by anybody. Without a display some take over the terminal."""
+    """Return whether a browser would be visible. Without a display some take over the terminal."""
     if sys.platform in {"win32", "darwin"} or os.environ.get("BROWSER"):
         return True
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 async def open_page(url: str) -> bool:
-    """Open a page in the default browser; returns whether that seems to have worked."""
+    """Open a page in the default browser; return whether that apparently worked."""
     with trio.move_on_after(OPEN_WAIT):
         # May be abandoned: some browsers' commands run until the browser is closed.
         return await trio.to_thread.run_sync(webbrowser.open, url, abandon_on_cancel=True)
@@ -62,7 +62,7 @@ async def open_page(url: str) -> bool:
 
 
 class LoginPrompt:
-    """The ways of one backend's config."""
+    """The enabled ways to open one backend's login page."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class LoginPrompt:
         self._opened_at: float | None = None
 
     def passable(self, pending_calls: Sequence[PendingCall]) -> bool:
-        """Whether there is a way now, with these calls waiting."""
+        """Return whether a way is available with these calls waiting."""
         return self._may_open(prompted=bool(pending_calls)) or (
             self._elicits and any(_askable(one) for one in pending_calls)
         )
@@ -88,22 +88,22 @@ class LoginPrompt:
         return self._mode in {"auto", "elicit"}
 
     def _may_open(self, *, prompted: bool) -> bool:
-        """Unprompted a page is opened once in the gateway's life."""
+        """Return whether a page may be opened; without a waiting call, only once per gateway run."""
         if self._mode not in {"auto", "open"} or not self._can_open():
             return False
         return self._opened_at is None or (prompted and trio.current_time() >= self._opened_at + OPEN_PAUSE)
 
     async def show(self, url: str, listener: RedirectListener, pending_calls: Sequence[PendingCall]) -> None:
-        """Get a person to look at the page.
+        """Show the page to the user.
 
         Raises:
-            LoginRequired: there is no way.
+            LoginRequired: no way is available.
         """
         if self._elicits and elicit(self._name, url, listener, [one for one in pending_calls if _askable(one)]):
             return
         if self._may_open(prompted=bool(pending_calls)):
             self._opened_at = trio.current_time()
-            log.warning("backend %r needs a login; its page has been opened in the browser", self._name)
+            log.warning("backend %r requires a login: opened its page in the browser", self._name)
             if await self._open_page(url):
                 return
         raise LoginRequired(self._name)
@@ -119,15 +119,15 @@ def _params(backend: str, url: str) -> dict[str, msgspec.Raw]:
 
 
 def _askable(pending: PendingCall) -> bool:
-    """Whether this call's client has declared that it can show a page (2026-07-28 client/elicitation, "URL mode")."""
+    """Return whether this call's client supports URL elicitation (2026-07-28 client/elicitation, "URL mode")."""
     missing = asks.missing_capability(pending.call.caller, asks.ELICITATION, _params("", ""))
     return missing is None and not pending.over
 
 
 def elicit(backend: str, url: str, listener: RedirectListener, pending_calls: Sequence[PendingCall]) -> bool:
-    """Ask the first of these calls' clients to open the page; the next one when that call ends before it answers.
+    """Ask the first of these calls' clients to open the page, or the next one if that call ends without an answer.
 
-    Returns False if there is nobody to ask. A client that declines ends the login.
+    Returns False if no client can be asked. A client that declines ends the login.
     """
     left = list(pending_calls)
 

@@ -1,9 +1,9 @@
-"""OAuth to a backend over HTTP: nothing until a server answers 401, then one login for everybody who waits.
+"""OAuth for backends over HTTP: inactive until a server answers 401, then one login shared by all waiting calls.
 
 `BackendAuth` signs a backend's requests and, when one is refused, waits for another token. `Logins.open` opens a
-session with it: while a person has to log in first, the backend goes on starting, however long that takes; each call
-that comes meanwhile waits for the login, if one is under way, or is used to ask its client, or is told which command
-helps. `Logins` owns the tasks in which tokens are renewed.
+session with it: the backend remains starting until the login, however long that takes; each call in the meantime waits
+for a login in progress, has its client asked to log in, or fails with the command to run. `Logins` owns the tasks that
+renew tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.store import Store
 
 POLL: Final = 0.5
-"""Seconds between two looks whether somebody has logged in, or a call is waiting whose client can be asked."""
+"""Seconds between two checks for a completed login or a waiting call whose client can be asked."""
 
 _S_co = TypeVar("_S_co", covariant=True)
 
@@ -41,15 +41,15 @@ log = logging.getLogger("gateway.backend")
 
 
 class OpenSession(Protocol[_S_co]):
-    """Opens a session over HTTP whose requests `auth` signs; see `gateway.backends.http.detect.HttpOpener.open`."""
+    """Opener of a session with requests signed by `auth`; see `gateway.backends.http.detect.HttpOpener.open`."""
 
     def __call__(self, *, auth: httpx2.Auth) -> AbstractAsyncContextManager[_S_co]:
-        """Connect, shake hands and list."""
+        """Connect, initialize and list."""
         ...
 
 
 class BackendAuth(httpx2.Auth):
-    """Signs a backend's requests, and sends one that was refused again with another token."""
+    """Signs a backend's requests, and retries a refused one with another token."""
 
     def __init__(self, authorizer: TokenManager) -> None:
         self._authorizer = authorizer
@@ -73,8 +73,8 @@ class BackendAuth(httpx2.Auth):
                 return
             if least > BY_PERSON:
                 raise BackendUnavailable(authorizer.config.name, REFUSED)
-            # Its connection must not wait for a person. The client reads it to the end before it sends the request
-            # again: it finds nothing, instead of whatever a server that refuses us wants us to hold.
+            # The connection must not stay open during a login. The client reads the response to its end before it
+            # retries: give it an empty body instead of an arbitrary one from a server that refused.
             with trio.move_on_after(CLOSE_WAIT, shield=True):
                 await response.aclose()
             response.stream = httpx2.ByteStream(b"")
@@ -84,9 +84,10 @@ class BackendAuth(httpx2.Auth):
 
 
 class Logins:
-    """The authorizers of all backends, and how their sessions are opened.
+    """The authorizers of all backends, and the opener of their sessions.
 
-    `waiting` names the calls that wait for a backend; `owed` hears that a backend waits for a person, and why.
+    `waiting` returns the calls that wait for a backend; `owed` is called when a backend waits for a login, with the
+    reason.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Logins:
             await trio.sleep_forever()
 
     def authorizer(self, config: ServerConfig) -> TokenManager:
-        """The one of this backend; it outlives sessions, and a change of the config replaces it. Needs `run`."""
+        """Return the backend's authorizer, which outlives sessions but not a change of the config. Needs `run`."""
         known = self._authorizers.get(config.name)
         if known is None or known.config != config:
             known = TokenManager(config, TokenFiles(self._store, config), self._make_ways(config))
@@ -120,10 +121,10 @@ class Logins:
 
     @asynccontextmanager
     async def open(self, config: ServerConfig, open_session: OpenSession[_S_co]) -> AsyncGenerator[_S_co]:
-        """Open a session with tokens, if the server wants them.
+        """Open a session, with tokens if the server requires them.
 
         Raises:
-            BackendError, trio.TooSlowError: as `open_session`, perhaps grouped; and where no login can help.
+            BackendError, trio.TooSlowError: as `open_session`, perhaps grouped; and if no login can help.
         """
         authorizer = self.authorizer(config)
         auth = BackendAuth(authorizer)
@@ -147,7 +148,7 @@ class Logins:
             way = await self._wait_for_login(authorizer, required)
 
     async def _wait_for_login(self, authorizer: TokenManager, challenge: Challenge) -> int:
-        """Wait for a login, as long as the backend is wanted; returns how the token was come by.
+        """Wait for a login, as long as the backend is in use; return the token's source.
 
         Raises:
             BackendUnavailable: the server offers no login that could work.

@@ -1,8 +1,8 @@
-"""Where the browser comes back to after a login: a listener on 127.0.0.1 that takes one answer (RFC 8252, 7.3).
+"""Redirect listener for a login: receives one authorization response on 127.0.0.1 (RFC 8252, 7.3).
 
-Any page in the browser can send requests here, so an answer counts only if it carries the `state` of this login, and
-every connection is bounded in time, number and size. The browser's page is held until `report` says what came of the
-login: the code may still be refused. The listener lives as long as the `async with` block; its tasks belong to that
+Any page in the browser can send requests here, so a response is accepted only with the `state` of this login, and
+connections are bounded in time, number and size. The browser's page is held until `report` gives the login's result,
+since the code may still be rejected. The listener lives as long as the `async with` block; its tasks belong to that
 block's nursery.
 """
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 HOST: Final = "127.0.0.1"
 PATH: Final = "/callback"
 MAX_CONNECTIONS: Final = 8
-"""Connections served at once: browsers open some in advance and leave them idle."""
+"""Concurrent connections: browsers open some in advance and leave them idle."""
 CONNECTION_WAIT: Final = 10.0
-"""Seconds in which a request must arrive, and in which a page must be taken."""
+"""Seconds for a request to arrive, and for a page to be read."""
 RESULT_TIMEOUT: Final = 5.0
-"""Seconds for which a page is held until the result is there; then one is shown that loads itself again."""
+"""Seconds to hold a page for the result; then a page is sent that reloads itself."""
 DELIVERY_TIMEOUT: Final = 2.0
-"""Seconds that a login which has ended gives the browser to load the page with the result."""
+"""Seconds for the browser to load the result page after the login has ended."""
 MAX_REQUEST: Final = 16_384
 """Bytes of a request's head; an authorization code has a few hundred."""
 BACKLOG: Final = 8
 MAX_TEXT: Final = 200
-"""Characters of the server's own words that are shown."""
+"""Maximum length of the server's text in a page."""
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">{2}<title>{0}</title><h1>{0}</h1><p>{1}</p></html>"""
 _RELOAD = """<meta http-equiv="refresh" content="1">"""
@@ -50,11 +50,11 @@ def _page(title: str, text: str, head: str = "") -> str:
 
 
 class PortTaken(Exception):
-    """The port that the config demands is in use."""
+    """The configured port is in use."""
 
 
 class RedirectListener:
-    """What comes back from the browser: `answer` holds the query's parameters, or `refusal` says why there are none."""
+    """The browser's response: `answer` has the query's parameters, or `refusal` the reason for having none."""
 
     def __init__(self, port: int, result_timeout: float = RESULT_TIMEOUT) -> None:
         self.port = port
@@ -62,7 +62,7 @@ class RedirectListener:
         self.answer: dict[str, str] = {}
         self.refusal: str | None = None
         self.on_settled: Callable[[], None] | None = None
-        """Called when the answer is there: whoever was asked to open the page need not answer any more."""
+        """Called when the response has arrived, which ends pending requests to open the page."""
         self._state: str | None = None
         self._settled = trio.Event()
         self._problem: str | None = None
@@ -73,28 +73,28 @@ class RedirectListener:
         self._delivered = trio.lowlevel.ParkingLot()
 
     def expect(self, state: str) -> None:
-        """From now on take the answer with this state, and no other."""
+        """Accept only the response with this state."""
         self._state = state
 
     def refuse(self, reason: str) -> None:
-        """End the login: nobody will come back."""
+        """End the login without a response."""
         if not self._settled.is_set():
             self.refusal = reason
             self._settled.set()
 
     async def wait(self) -> None:
-        """Wait for the answer or the refusal; the caller bounds the time."""
+        """Wait for the response or the refusal; the caller bounds the time."""
         await self._settled.wait()
 
     def report(self, problem: str | None) -> None:
-        """Say what came of the login: None for success. Only the first report counts."""
+        """Set the login's result: None for success. Only the first call counts."""
         if not self._reported.is_set():
             self._problem = problem
             self._reported.set()
 
     @contextlib.asynccontextmanager
     async def hold_page(self) -> AsyncGenerator[str]:
-        """Wait for the result, at most for the result timeout, and give the page, which is to be sent in this block."""
+        """Wait for the result, at most for the result timeout; yield the page to send in this block."""
         self._held += 1
         try:
             with trio.move_on_after(self._result_timeout):
@@ -106,36 +106,36 @@ class RedirectListener:
             elif self._problem is not None:
                 yield _page("Login failed", f"{self._problem}. You may close this page.")
             else:
-                yield _page("Logged in", "The gateway has what it needs. You may close this page.")
+                yield _page("Logged in", "The login was successful. You may close this page.")
         finally:
             self._held -= 1
             self._delivered.unpark_all()
 
     async def deliver(self) -> None:
-        """Wait until the browser has the page with the result; the caller bounds the time."""
+        """Wait until the browser has the result page; the caller bounds the time."""
         while self._held or self._reload_due:
             await self._delivered.park()
 
     def handle_request(self, target: str) -> tuple[int, str] | None:
-        """Take one request's target in.
+        """Handle the target of one request.
 
-        Returns the status and the page for the person; None if the page depends on the result (`hold_page`).
+        Returns the status and the page; None if the page depends on the result (`hold_page`).
         """
         parts = urlsplit(target)
         if parts.path != PATH:
-            return 404, _page("Not found", "There is nothing here.")
+            return 404, _page("Not found", "This page does not exist.")
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         if self._state is None or not hmac.compare_digest(query.get("state", "").encode(), self._state.encode()):
-            return 400, _page("Not this login", "The answer belongs to another login, or to none.")
+            return 400, _page("Not this login", "The response belongs to another login, or to none.")
         if self._settled.is_set():
-            if query == self.answer:  # the same page, loaded again
+            if query == self.answer:  # the same page, reloaded
                 return None
-            return 400, _page("Too late", "This login has ended already.")
+            return 400, _page("Too late", "This login has already ended.")
         if "code" not in query:
             words = ": ".join(query[name] for name in ("error", "error_description") if query.get(name)) or "nothing"
             words = SECRETS.mask("".join(char if char.isprintable() else " " for char in words))[:MAX_TEXT]
-            self.refuse(f"the authorization server said {words}")
-            text = f"The gateway has not been given access: {self.refusal}. You may close this page."
+            self.refuse(f"the authorization server reported {words}")
+            text = f"The gateway was denied access: {self.refusal}. You may close this page."
             return 200, _page("Login refused", text)
         self.answer = query
         self._settled.set()
@@ -163,7 +163,7 @@ async def open_redirect_listener(
             nursery.start_soon(_accept, sock, listener)
             try:
                 yield listener
-                listener.report("the login was stopped before the authorization server had answered")
+                listener.report("the login was stopped before the authorization server answered")
                 with trio.move_on_after(delivery_timeout):
                     await listener.deliver()
             finally:
@@ -181,7 +181,7 @@ def _bind(port: int | None, preferred: int | None) -> trio.socket.SocketType:
             sock.close()
         else:
             return trio.socket.from_stdlib_socket(sock)
-    text = f"port {port} on {HOST} is taken (oauth.redirect_port)"
+    text = f"port {port} on {HOST} is in use (oauth.redirect_port)"
     raise PortTaken(text)
 
 
@@ -201,9 +201,9 @@ async def _accept(sock: trio.socket.SocketType, listener: RedirectListener) -> N
                         parser.receive(bytes(data))
                 if not isinstance(head, RequestHead):
                     return
-                # A host of another name: rebound DNS.
+                # Another host name indicates DNS rebinding.
                 if head.method != "GET" or dict(head.headers).get(b"host") not in ours:
-                    page = 400, _page("Not here", "This address takes the answer of a login, and nothing else.")
+                    page = 400, _page("Not here", "This address only accepts the response of a login.")
                 else:
                     page = listener.handle_request(head.target.decode("ascii", "replace"))
                 if page is not None:

@@ -1,9 +1,9 @@
-"""One login or refresh, by the SDK's flow (`mcp.client.auth`), driven by hand.
+"""One login or refresh with the SDK's flow (`mcp.client.auth`), driven manually.
 
-The SDK's auth object holds a lock while the request that it signs is on its way, so it never signs one here: it is
-given the challenge that the server has already made, everything that it wants sent goes through `OAuthHttp`, and when
-it comes back to its request the tokens are there. Importing this module loads the whole SDK (0.5 s, 64 MB), so it is
-imported in a thread, and only after a 401.
+The SDK's auth object holds a lock while the signed request is in flight, so it never signs one here: it gets the
+server's earlier challenge, its requests go through `OAuthHttp`, and when it returns to the original request the tokens
+are available. Importing this module loads the whole SDK (0.5 s, 64 MB), so it is imported in a thread, and only after a
+401.
 """
 
 from __future__ import annotations
@@ -55,55 +55,55 @@ if TYPE_CHECKING:
     Keep = Callable[[Saved], Awaitable[None]]
 
 LONG_AGO: Final = 1.0
-"""A time of expiry (seconds since the epoch) that makes the SDK refresh."""
+"""An expiry time (seconds since the epoch) that makes the SDK refresh."""
 MAX_PROBLEM: Final = 800
-"""Characters of a whole error."""
+"""Maximum length of an error."""
 MIN_SECRET: Final = 6
-"""Characters of an authorization code that is masked; a shorter one would be found in every word."""
+"""Minimum length of a masked authorization code; a shorter one would occur by chance."""
 MAX_NOTES: Final = 2
-"""Odd metadata that are named in an error."""
+"""Limit of problems with metadata in an error."""
 _URL: Final = TypeAdapter(AnyHttpUrl, config=ConfigDict(url_preserve_empty_path=True))
 
 log = logging.getLogger("gateway.backend")
-# Its tracebacks and warnings repeat what servers answer; what a person must know is in our own errors.
+# Its tracebacks and warnings quote servers' responses; our own errors have the relevant information.
 logging.getLogger("mcp.client.auth").setLevel(logging.CRITICAL)
 
 
 class Visit(Protocol):
-    """A person's way to the login page and back."""
+    """The interactive part of a login: the login page and the redirect."""
 
     uri: str
-    """Where the browser comes back to."""
+    """The redirect URI."""
 
     async def show(self, url: str, state: str) -> None:
-        """Get a person to look at this page. Raises BackendUnavailable where there is no way."""
+        """Show this page to the user. Raises BackendUnavailable if that is impossible."""
         ...
 
     async def answer(self) -> dict[str, str]:
-        """Wait for the parameters with which the browser came back. Raises BackendUnavailable if it will not."""
+        """Wait for the parameters of the redirect. Raises BackendUnavailable if it was refused."""
         ...
 
 
 class _Flow(OAuthClientProvider):
-    """What both flows have in common: which authorization server they trust."""
+    """Common part of the flows: trust in the authorization server."""
 
     _settings: OAuthSettings
 
     @cached_property
     def notes(self) -> list[str]:
-        """What was odd about metadata that were not used: it may be why a later step fails."""
+        """Problems with unused metadata, which may explain a later failure."""
         return []
 
     given_issuer: str | None = None
-    """How the authorization server's metadata, read in this flow, spell its issuer."""
+    """The issuer as spelled in the authorization server's metadata in this flow."""
 
     @cached_property
     def codes(self) -> list[str]:
-        """Authorization codes of this login, which no text may show."""
+        """Authorization codes of this login, masked in all texts."""
         return []
 
     def read(self, answer: httpx2.Response) -> httpx2.Response:
-        """Return what the SDK gets in place of an answer to one of its requests.
+        """Return the response that the SDK gets for one of its requests.
 
         Raises:
             OAuthFlowError, UnusableAnswer: the login ends here.
@@ -128,7 +128,7 @@ class _Flow(OAuthClientProvider):
             return httpx2.Response(201, json=content, request=request)
         where, is_refresh = f"the token endpoint {place}", b"grant_type=refresh_token" in request.content
         if status not in SUCCESS:
-            if is_refresh:  # the SDK forgets the token, and a person is asked
+            if is_refresh:  # the SDK forgets the token, and an interactive login follows
                 return answer
             said = answers.describe(status, content_type, answer.content)
             text = f"Token exchange failed ({status}): {where} answered {said}"
@@ -143,7 +143,7 @@ class _Flow(OAuthClientProvider):
         return httpx2.Response(200, json=content, request=request)
 
     def _read_metadata(self, answer: httpx2.Response, where: str) -> httpx2.Response:
-        """Return metadata with the issuer in the spelling that the SDK compares; unusable ones count as absent."""
+        """Return metadata with the issuer as the SDK spells it; unusable metadata count as absent."""
         try:
             members = answers.read_object(answer.content, answer.headers.get("content-type", ""), where)
             if "authorization_servers" in members or "/oauth-protected-resource" in answer.request.url.path:
@@ -161,7 +161,7 @@ class _Flow(OAuthClientProvider):
 
     @property
     def _named_issuer(self) -> str:
-        """The issuer that the MCP server names, or, where it names none, its own origin."""
+        """The issuer named by the MCP server, or else the server's own origin."""
         return super()._expected_issuer()
 
     def _select_authorization_server(self, advertised: list[str]) -> str:
@@ -173,7 +173,7 @@ class _Flow(OAuthClientProvider):
         return self._named_issuer if self._settings.issuer is None else _spelled(self._settings.issuer)
 
     def check_issuer(self, members: dict[str, object]) -> str:
-        """Return the spelling that the SDK expects of the issuer in the authorization server's metadata.
+        """Return the SDK's spelling of the issuer in the authorization server's metadata.
 
         Raises:
             OAuthFlowError: it is another issuer.
@@ -184,7 +184,7 @@ class _Flow(OAuthClientProvider):
             secret = "private_key" if self._settings.client_secret is None else "client_secret"
             if issuer is None or is_same_issuer(named, issuer) or getattr(self._settings, secret) is None:
                 return expected
-            # A server that only says that it is the configured issuer gets neither the secret nor an assertion for it.
+            # A server that merely claims to be the configured issuer gets neither the secret nor an assertion.
             endpoint, origin = members.get("token_endpoint"), httpx2.URL(issuer)
             is_issuers = same_origin(httpx2.URL(named), origin)
             if is_issuers or (isinstance(endpoint, str) and same_origin(httpx2.URL(endpoint), origin)):
@@ -204,7 +204,7 @@ class _Flow(OAuthClientProvider):
         raise OAuthFlowError(text)
 
     def _check_discovered(self) -> None:
-        """Refuse the addresses that the SDK guesses without metadata, where the config names another issuer."""
+        """Refuse the URLs that the SDK guesses without metadata if the config names another issuer."""
         named, issuer = self._named_issuer, self._settings.issuer
         if self.context.oauth_metadata is None and issuer is not None and not is_same_issuer(named, issuer):
             text = f"the server names the authorization server {named}, and oauth.issuer is {issuer}"
@@ -212,10 +212,10 @@ class _Flow(OAuthClientProvider):
 
 
 class _CodeFlow(_Flow):
-    """A login by a person: authorization code with PKCE."""
+    """An interactive login: authorization code with PKCE."""
 
     def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: Ledger, visit: Visit | None) -> None:
-        uri = visit.uri if visit is not None else "http://127.0.0.1/callback"  # a refresh sends nobody anywhere
+        uri = visit.uri if visit is not None else "http://127.0.0.1/callback"  # unused in a refresh
         metadata = OAuthClientMetadata(redirect_uris=[AnyUrl(uri)], client_name="trio-mcp-gateway")
         super().__init__(
             config.url or "",
@@ -243,7 +243,9 @@ class _CodeFlow(_Flow):
         elif (client := context.client_info) is not None and self._visit is not None:
             wanted, registered = context.client_metadata.redirect_uris or [], client.redirect_uris or []
             if client.client_id != settings.client_metadata_url and not set(wanted) <= set(registered):
-                context.client_info = None  # registered for a port that another program has now: register again
+                context.client_info = (
+                    None  # registered for a port that is now in use by another program: register again
+                )
         if saved.server_metadata is not None:
             context.oauth_metadata = OAuthMetadata.model_validate_json(saved.server_metadata)
         if saved.resource_metadata is not None:
@@ -259,14 +261,14 @@ class _CodeFlow(_Flow):
             text = f"the authorization server {metadata.issuer} does not say that it supports PKCE with S256"
             raise OAuthFlowError(text)
         if metadata is not None and self.given_issuer is not None:
-            metadata.issuer = _URL.validate_python(self.given_issuer)  # which alone `iss` may repeat
+            metadata.issuer = _URL.validate_python(self.given_issuer)  # the only valid value of `iss`
         _choose_method(self.context, self._settings)
         return await super()._perform_authorization()
 
     async def _send_person(self, url: str) -> None:
         assert self._visit is not None  # ruff: ignore[assert] - refreshes never get here
         endpoint, _, query = url.rpartition("?")
-        if "?" in endpoint:  # it may have a query of its own (RFC 6749, 3.1), which the SDK does not expect
+        if "?" in endpoint:  # it may already have a query (RFC 6749, 3.1), which the SDK does not expect
             url = f"{endpoint}&{query}"
         state = parse_qs(httpx2.URL(url).query.decode()).get("state", [""])[0]
         await self._visit.show(url, state)
@@ -278,7 +280,7 @@ class _CodeFlow(_Flow):
             self.codes.append(code)
         iss, metadata, issuer = query.get("iss"), self.context.oauth_metadata, self._settings.issuer
         if iss is not None and metadata is not None:
-            # RFC 9207, 2.4: letter by letter, unlike the issuers of documents that different servers have written.
+            # RFC 9207, 2.4: compared exactly, unlike issuers in metadata of different servers.
             started = str(metadata.issuer)
             if iss not in {started, self.given_issuer, issuer, None if issuer is None else _spelled(issuer)}:
                 given = iss[: answers.MAX_TEXT]
@@ -293,7 +295,7 @@ class _CodeFlow(_Flow):
 
 
 class _SecretFlow(_Flow, ClientCredentialsOAuthProvider):
-    """A login by the gateway itself: client credentials with a secret."""
+    """A non-interactive login: client credentials with a secret."""
 
     def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: Ledger) -> None:
         with warnings.catch_warnings():
@@ -316,7 +318,7 @@ class _SecretFlow(_Flow, ClientCredentialsOAuthProvider):
 
 
 class _KeyFlow(_Flow, PrivateKeyJWTOAuthProvider):
-    """The same with assertions that a key of the gateway signs (RFC 7523, 2.2)."""
+    """Client credentials with assertions signed by the gateway's key (RFC 7523, 2.2)."""
 
     def __init__(self, config: ServerConfig, settings: OAuthSettings, ledger: Ledger) -> None:
         client_id, key = settings.client_id or "", settings.private_key or ""
@@ -341,25 +343,25 @@ class _KeyFlow(_Flow, PrivateKeyJWTOAuthProvider):
 
 
 def _algorithm_of(config: ServerConfig, key: str) -> str:
-    """Return the algorithm that this key signs with."""
+    """Return the signature algorithm for this key."""
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         loaded: Any = load_pem_private_key(key.encode(), password=None)
-    except (TypeError, ValueError):  # it is encrypted, or none
-        raise BackendUnavailable(config.name, "has an oauth.private_key that is no unencrypted PEM key") from None
+    except (TypeError, ValueError):  # it is encrypted, or not a key
+        raise BackendUnavailable(config.name, "has an oauth.private_key that is not an unencrypted PEM key") from None
     curve = getattr(getattr(loaded, "curve", None), "name", "")
     by_curve = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
     return by_curve.get(curve) or ("RS256" if hasattr(loaded, "decrypt") else "EdDSA")
 
 
 def _spelled(issuer: str) -> str:
-    """Return an issuer as the SDK's models spell it, which compare it as a string."""
+    """Return an issuer as spelled by the SDK's models, which compare it as a string."""
     return str(_URL.validate_python(issuer))
 
 
 def _choose_method(context: OAuthContext, settings: OAuthSettings) -> None:
-    """How a configured secret is sent: as the server's metadata has it, else the way that all must know."""
+    """Return the authentication method for a configured secret: from the metadata, or the mandatory one."""
     client, metadata = context.client_info, context.oauth_metadata
     if client is None or settings.client_secret is None or metadata is None:
         return
@@ -376,10 +378,10 @@ async def log_in(
     keep: Keep,
     make_visit: Callable[[OAuthHttp], Visit] | None = None,
 ) -> Saved:
-    """Log in because of this challenge, and return (and `keep`) the tokens; without `make_visit` by credentials alone.
+    """Log in for this challenge, `keep` and return the tokens; without `make_visit` non-interactively.
 
     Raises:
-        BackendUnavailable: it could not be done, in words for people.
+        BackendUnavailable: the login failed; the text is for users.
     """
     settings = config.oauth
     assert settings is not None  # ruff: ignore[assert] - see `ServerConfig.uses_oauth`
@@ -398,13 +400,13 @@ async def log_in(
 
 
 async def refresh(config: ServerConfig, saved: Saved, *, keep: Keep) -> Saved | None:
-    """Use the refresh token; None if there is none, or if the server does not take it.
+    """Use the refresh token; return None if there is none or the server rejects it.
 
     Raises:
-        BackendUnavailable: the authorization server cannot be asked now.
+        BackendUnavailable: the authorization server cannot be reached.
     """
     settings = config.oauth
-    # Without metadata the SDK would guess the address, and send the token there.
+    # Without metadata the SDK would guess the URL and send the token there.
     if settings is None or not saved.refresh_token or saved.server_metadata is None:
         return None
     ledger = Ledger(saved, keep, with_tokens=True)
@@ -414,7 +416,7 @@ async def refresh(config: ServerConfig, saved: Saved, *, keep: Keep) -> Saved | 
 
 
 async def _drive(config: ServerConfig, provider: _Flow, http: OAuthHttp, challenge: Challenge | None) -> None:
-    """Run the SDK's flow until it would send its request again, or, without a challenge, for the first time."""
+    """Run the SDK's flow until it would retry its request or, without a challenge, first send it."""
     request = httpx2.Request("POST", config.url or "", headers={"mcp-protocol-version": LATEST_LEGACY})
     flow = provider.async_auth_flow(request)
     try:
@@ -431,7 +433,7 @@ async def _drive(config: ServerConfig, provider: _Flow, http: OAuthHttp, challen
     except StopAsyncIteration:
         return
     except (OAuthFlowError, UnusableAnswer, ValueError, httpx2.HTTPError, httpx2.InvalidURL) as exc:
-        raise BackendUnavailable(config.name, _explain(exc, provider)) from None  # its context may show a secret
+        raise BackendUnavailable(config.name, _explain(exc, provider)) from None  # its context may contain a secret
     finally:
         await flow.aclose()
 
@@ -439,11 +441,11 @@ async def _drive(config: ServerConfig, provider: _Flow, http: OAuthHttp, challen
 async def _as_response(
     challenge: Challenge, request: httpx2.Request, config: ServerConfig, http: OAuthHttp
 ) -> httpx2.Response:
-    """Return the server's challenge again, in a form that can be read, with the scopes that the config adds."""
+    """Rebuild the server's challenge in a readable form, with the config's additional scopes."""
     members = answers.read_challenge(challenge.header)
     configured = " ".join(config.oauth.scopes) if config.oauth is not None else ""
-    # Servers name a path instead of an address, or, behind a proxy, an address of theirs that no client may ask:
-    # without one the SDK asks the well-known address.
+    # Some servers name a path instead of a URL or, behind a proxy, an internal URL: without one the SDK uses the
+    # well-known URL.
     address = ""
     if place := members.get("resource_metadata", ""):
         try:
@@ -452,8 +454,8 @@ async def _as_response(
                 await http.check(url)
                 address = str(url)
         except (BackendUnavailable, httpx2.InvalidURL, ValueError) as exc:
-            why = exc.reason if isinstance(exc, BackendUnavailable) else "is no address"
-            log.warning("backend %r: resource_metadata is not used, but the well-known address: %s", config.name, why)
+            why = exc.reason if isinstance(exc, BackendUnavailable) else "is not a URL"
+            log.warning("backend %r: using the well-known URL instead of resource_metadata: %s", config.name, why)
     parameters = {
         "resource_metadata": address,
         "scope": union_scopes(members.get("scope"), configured or None),
@@ -466,7 +468,7 @@ async def _as_response(
 def _explain(problem: Exception, provider: _Flow) -> str:
     refused = problem if isinstance(problem, ValidationError) else problem.__cause__
     text = str(problem)
-    if isinstance(refused, ValidationError):  # whose text is for programmers, and repeats what it was given
+    if isinstance(refused, ValidationError):  # its text is for programmers and quotes the input
         fields = dict.fromkeys(".".join(map(str, error["loc"])) for error in refused.errors(include_input=False))
         text = f"an answer has unusable members: {', '.join(filter(None, fields)) or 'all of it'}"
     text = "; ".join([text, *provider.notes[:MAX_NOTES]])

@@ -1,9 +1,9 @@
-"""One backend's tokens: where they come from, one renewal at a time, for everybody who waits.
+"""One backend's tokens and their renewal, one at a time, shared by all waiting requests.
 
-All renewals happen in one task, `run`, which `Logins` owns. A renewal is a token that another process has stored, a
-refresh, client credentials, or a login by a person; the last three are the SDK's (`sdk_flow`), which is imported
-only then. Every renewal is bounded, and its outcome goes to all who wait for it. A token goes to its backend and its
-issuer, and into no log.
+All renewals happen in one task, `run`, which `Logins` owns. A renewal is a token stored by another process, a refresh,
+client credentials, or an interactive login; the last three use the SDK (`sdk_flow`), which is imported only then. Every
+renewal is bounded, and its outcome goes to all waiting requests. A token is sent only to its backend and its issuer,
+and never logged.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from gateway.oauth_client.token_store import TokenFiles
 
 RENEWAL_TIMEOUT: Final = 60.0
-"""Seconds for a renewal without a person: some requests, and another gateway's refresh."""
-REFUSED: Final = "refuses the token that its authorization server has just given"
+"""Seconds for a non-interactive renewal: a few requests, and another gateway's refresh."""
+REFUSED: Final = "refuses the token that its authorization server has just issued"
 STORED, RENEWED, BY_PERSON = range(3)
-"""How a token was come by. When the server refuses it, the next one must be come by in a later way."""
+"""Sources of a token. When the server refuses it, the next one must come from a later source."""
 
 log = logging.getLogger("gateway.backend")
 
 
 class _Renewal:
-    """One renewal under way, and who waits for it."""
+    """One renewal in progress, with its waiting requests."""
 
     def __init__(
         self, challenge: Challenge, used: str | None, least: int, pending_calls: Sequence[PendingCall]
@@ -67,25 +67,25 @@ class _Renewal:
 
 
 class TokenManager:
-    """One backend's tokens, for as long as the gateway lives."""
+    """One backend's tokens, for the life of the gateway."""
 
     def __init__(self, config: ServerConfig, files: TokenFiles, prompt: LoginPrompt) -> None:
         self.config = config
         self.token: str | None = None
         self.prompt = prompt
         self.login_required: Challenge | None = None
-        """The challenge of a request that no call was waiting for, so that nobody was asked to log in."""
+        """The challenge of a request without a waiting call, so that no login was started."""
         self._files = files
         self._renewal: _Renewal | None = None
         self._wanted = trio.Event()
         self._url = httpx2.URL(config.url or "")
 
     def owns(self, url: httpx2.URL) -> bool:
-        """Whether requests to this address may carry the token."""
+        """Return whether requests to this URL may carry the token."""
         return same_origin(url, self._url)
 
     async def load(self) -> bool:
-        """Take the stored token, if there is another than the present one; returns whether there was."""
+        """Load the stored token if it differs from the present one; return whether it did."""
         saved = await trio.to_thread.run_sync(self._files.load, abandon_on_cancel=True)
         if saved is None or saved.access_token in {None, self.token}:
             return False
@@ -95,13 +95,13 @@ class TokenManager:
     async def renew(
         self, challenge: Challenge, used: str | None, least: int, pending_calls: Sequence[PendingCall]
     ) -> tuple[str, int]:
-        """Wait for a token that is not the `used` one, come by in the way `least` or a later one.
+        """Wait for a token other than `used`, from the source `least` or a later one.
 
-        Several who want the same wait for the same renewal. A person is only troubled for a call.
+        Equal requests share a renewal. An interactive login is only started for a call.
 
         Raises:
-            LoginRequired: only a person can help, and none does.
-            BackendUnavailable: it could not be done.
+            LoginRequired: an interactive login is necessary and did not happen.
+            BackendUnavailable: the renewal failed.
         """
         if self.token is not None and self.token != used:
             return self.token, STORED
@@ -121,10 +121,10 @@ class TokenManager:
     async def log_in(
         self, challenge: Challenge, used: str | None, pending_calls: Sequence[PendingCall]
     ) -> tuple[str, int]:
-        """Wait for a login by a person, whether a call waits or not. Errors raised are those of `renew`."""
+        """Wait for an interactive login, even without a waiting call. Raises the errors of `renew`."""
         settings = self.config.oauth
         if settings is not None:
-            for pending in pending_calls:  # people take their time
+            for pending in pending_calls:  # interactive, so it may take long
                 pending.extend(settings.login_timeout)
         return await self._join(_Renewal(challenge, used, BY_PERSON, pending_calls))
 
@@ -138,7 +138,7 @@ class TokenManager:
                 present.pending_calls += wanted.pending_calls
                 return await present.result()
             if present.by_person and not wanted.by_person:
-                raise LoginRequired(self.config.name, "somebody is being asked")
+                raise LoginRequired(self.config.name, "a login is already in progress")
             await present.done.wait()
             if self.token is not None and self.token != wanted.used:
                 return self.token, STORED
@@ -174,7 +174,7 @@ class TokenManager:
                 renewal.done.set()
 
     async def _renew_quietly(self, renewal: _Renewal) -> tuple[int, Saved]:
-        """Renew without a person: by another process' token, a refresh or client credentials."""
+        """Renew non-interactively: another process's token, a refresh or client credentials."""
         saved = await self._load()
         if self._is_news(saved, renewal):
             return STORED, saved
@@ -193,11 +193,11 @@ class TokenManager:
         return RENEWED, fresh
 
     def _is_news(self, saved: Saved, renewal: _Renewal) -> bool:
-        """Whether somebody else has stored a token that the server has not refused yet."""
+        """Return whether another process has stored a token that the server has not refused yet."""
         return saved.access_token not in {None, renewal.used} and not renewal.challenge.step_up
 
     async def _renew_by_person(self, renewal: _Renewal) -> tuple[int, Saved]:
-        """Have a person log in."""
+        """Log in interactively."""
         settings = self.config.oauth
         wait = settings.login_timeout if settings is not None else RENEWAL_TIMEOUT
         saved = await self._load()
@@ -215,7 +215,7 @@ class TokenManager:
                             self.config, saved, renewal.challenge, keep=self._keep, make_visit=make_visit
                         )
                 except trio.TooSlowError:
-                    problem = LoginRequired(self.config.name, f"nobody finished it within {wait:g} s")
+                    problem = LoginRequired(self.config.name, f"it was not completed within {wait:g} s")
                 except BackendError as exc:  # raised outside the listener's nursery, which would wrap it
                     problem = exc
                 listener.report(None if problem is None else str(problem))
@@ -232,7 +232,7 @@ class TokenManager:
         try:
             await trio.to_thread.run_sync(self._files.save, saved, abandon_on_cancel=True)
         except OSError as exc:
-            log.warning("the login of %r could not be kept: %s", self.config.name, exc)
+            log.warning("the login of %r could not be saved: %s", self.config.name, exc)
 
 
 class _Visit:
@@ -248,7 +248,7 @@ class _Visit:
         self._renewal = renewal
 
     async def show(self, url: str, state: str) -> None:
-        """Check the page's address and bring it to a person."""
+        """Check the page's URL and show it to the user."""
         self._http.check_page(httpx2.URL(url))
         self._listener.expect(state)
         await self._authorizer.prompt.show(url, self._listener, self._renewal.pending_calls)
@@ -262,7 +262,7 @@ class _Visit:
 
 
 def _port_of(saved: Saved) -> int | None:
-    """The port that the stored client was registered with: many servers let it come back to no other."""
+    """Return the port of the stored client's registration, since many servers accept no other."""
     if saved.client is None:
         return None
     try:
@@ -277,7 +277,7 @@ class _Registered(msgspec.Struct):
 
 
 async def _import_sdk() -> ModuleType:
-    """Import what needs the SDK, in a thread: half a second in which all other calls would stand still."""
+    """Import the SDK flow in a thread, since the half second would delay all other calls."""
 
     def load() -> ModuleType:
         from gateway.oauth_client import sdk_flow

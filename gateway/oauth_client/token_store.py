@@ -1,8 +1,8 @@
-"""Where tokens are kept: one file for each backend, resource and issuer, in the state directory, for its owner only.
+"""Token storage: one private file for each backend, resource and issuer in the state directory.
 
-Several gateways of one user may share the directory: files are replaced as a whole, and a refresh token, which many
-servers take only once, is used under a lock. All methods but those of `RefreshLock` do blocking I/O and are called in a
-thread. Without a state directory tokens live as long as the process.
+Several gateways of one user may share the directory: files are replaced atomically, and a refresh token, which many
+servers accept only once, is used under a lock. All methods except those of `RefreshLock` do blocking I/O and are called
+in a thread. Without a state directory, tokens live as long as the process.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
 try:
     import fcntl
-except ImportError:  # Windows: two gateways that refresh at the same moment may then have to log in again
+except ImportError:  # Windows: two gateways that refresh simultaneously may have to log in again
     fcntl = None
 
 FORMAT: Final = 1
-"""Version of the token files; another one counts as absent."""
+"""Version of the token files; a file of another version counts as absent."""
 MAX_FILE_BYTES: Final = 1024 * 1024
 """A larger file is not ours and is not read."""
 LOCK_TIMEOUT: Final = 10.0
-"""Seconds for another gateway's refresh; after that it hangs, and waiting longer helps nobody."""
+"""Seconds for another gateway's refresh; after that it is assumed to hang."""
 LOCK_POLL: Final = 0.05
 
 log = logging.getLogger("gateway.store")
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of one backend's login. `repr` shows no secret."""
+    """The saved login of one backend. `repr` shows no secret."""
 
     issuer: str = ""
-    """The authorization server that all of this belongs to."""
+    """The authorization server of this login."""
     access_token: str | None = None
     refresh_token: str | None = None
     scope: str | None = None
@@ -82,7 +82,7 @@ class TokenFiles:
         self._memory: Saved | None = None
 
     def load(self) -> Saved | None:
-        """The newest login, whatever its issuer; None if there is none. A file that cannot be read counts as absent."""
+        """Return the newest login of any issuer; None if there is none. An unreadable file counts as absent."""
         if self._store is None:
             return self._memory
         newest = max(
@@ -91,7 +91,7 @@ class TokenFiles:
         return None if newest is None else newest.login
 
     def save(self, login: Saved) -> None:
-        """Keep a login, in place of the older one of the same issuer. Raises OSError."""
+        """Save a login in place of the older one of the same issuer. Raises OSError."""
         self._memory = login
         if self._store is not None:
             content = _TokenFile(
@@ -104,7 +104,7 @@ class TokenFiles:
                     other.unlink(missing_ok=True)
 
     def remove(self) -> int:
-        """Forget all logins of this backend; returns how many there were. Raises OSError."""
+        """Delete all logins of this backend; return their number. Raises OSError."""
         count = int(self._memory is not None)
         self._memory = None
         if self._store is not None:
@@ -115,7 +115,7 @@ class TokenFiles:
         return count
 
     def lock_path(self) -> Path | None:
-        """The file whose lock says that somebody refreshes; its directory exists then. Raises OSError."""
+        """Return the path of the refresh lock after creating its directory. Raises OSError."""
         if self._store is None:
             return None
         path = self._path(self._store, "").with_suffix(".lock")
@@ -130,9 +130,9 @@ class TokenFiles:
             except FileNotFoundError:
                 continue
             except (OSError, *jsonrpc.UNDECODABLE) as exc:
-                # Not the error's text alone: it may repeat what it could not read.
+                # Not the error's text, which may quote the unreadable content.
                 log.warning(
-                    "a login of %r is unreadable and is left out (%s)",
+                    "ignoring an unreadable login of %r (%s)",
                     self._server,
                     type(exc).__name__,
                     extra={"event": "login_unreadable", "backend": self._server},
@@ -149,9 +149,9 @@ class TokenFiles:
 
 
 class RefreshLock:
-    """`async with RefreshLock(files)`: nobody else of this user refreshes the same login meanwhile.
+    """Lock around a refresh: `async with RefreshLock(files)` excludes this user's other gateways.
 
-    After `timeout` seconds, or where there are no locks, the block runs without.
+    After `timeout` seconds, or on systems without locks, the block runs without it.
     """
 
     def __init__(self, files: TokenFiles, *, timeout: float = LOCK_TIMEOUT) -> None:
@@ -167,7 +167,7 @@ class RefreshLock:
                 self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | NO_FOLLOW, 0o600)
         try:
             with trio.move_on_after(self._timeout):
-                while not self._try_lock():  # noqa: ASYNC110 - another process holds it, which sets no event
+                while not self._try_lock():  # noqa: ASYNC110 - held by another process, so there is no event
                     await trio.sleep(LOCK_POLL)
         except BaseException:
             self._release()

@@ -271,12 +271,12 @@ def test_bodies_that_are_read(body: bytes, content_type: str) -> None:
     [
         (b"", "an empty body"),
         (b"<html>oops</html>", "an HTML page"),
-        (b"oops", "a body that is no JSON object"),
-        (b"[]", "a body that is no JSON object"),
-        (b"null", "a body that is no JSON object"),
-        (b"\xff", "a body that is no JSON object"),
-        (b"[" * 100_000, "a body that is no JSON object"),
-        (b'{"a":' + b"9" * 5_000 + b"}", "a body that is no JSON object"),
+        (b"oops", "a body that is not a JSON object"),
+        (b"[]", "a body that is not a JSON object"),
+        (b"null", "a body that is not a JSON object"),
+        (b"\xff", "a body that is not a JSON object"),
+        (b"[" * 100_000, "a body that is not a JSON object"),
+        (b'{"a":' + b"9" * 5_000 + b"}", "a body that is not a JSON object"),
     ],
 )
 def test_bodies_that_are_refused(body: bytes, text: str) -> None:

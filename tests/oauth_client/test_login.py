@@ -332,7 +332,7 @@ async def test_an_unfinished_login_times_out(tmp_path: Path) -> None:
         harness.nursery.start_soon(partial(_forget, harness))
         async with harness.open(oauth={"login_timeout": 0.3}):
             pass
-        assert "nobody finished it within 0.3 s" in harness.required[0]
+        assert "it was not completed within 0.3 s" in harness.required[0]
 
 
 async def _forget(harness: Harness) -> None:
@@ -349,7 +349,7 @@ async def _forget(harness: Harness) -> None:
         ({"metadata": {"issuer": "https://evil.example"}}, "if that issuer is right, set oauth.issuer to it"),
         ({"metadata": {"token_endpoint": "http://mcp.example/token"}}, "needs a login at http://mcp.example, which is not https"),
         ({"metadata": {"authorization_endpoint": "http://a.example/x"}}, "needs a login at http://a.example, which is not https"),
-        ({"metadata": {"registration_endpoint": "https://u:p@a.example/x"}}, "which holds a user name or password"),
+        ({"metadata": {"registration_endpoint": "https://u:p@a.example/x"}}, "which contains a user name or password"),
         ({"redirect_metadata_to": "http://10.0.0.1/steal"}, "wants authorization and offers no OAuth"),
         ({"iss": "https://evil.example"}, "the login page answered for the issuer https://evil.example, and the login was begun with"),
     ],
@@ -369,7 +369,7 @@ async def test_an_impossible_login_is_reported(tmp_path: Path, fault: dict[str, 
 @pytest.mark.parametrize(
     ("fault", "title", "text"),
     [
-        ({}, "Logged in", "has what it needs"),
+        ({}, "Logged in", "was successful"),
         ({"deny": True}, "Login refused", "access_denied: not you"),
         ({"iss": "https://evil.example"}, "Login failed", "answered for the issuer https://evil.example"),
         ({"token_answer": page(400, {"error": "invalid_grant"})}, "Login failed", "invalid_grant"),
@@ -763,7 +763,9 @@ async def test_an_unusable_key_is_reported_and_not_shown(tmp_path: Path, kind: s
     key = encrypted if kind == "encrypted" else "s3cr3t"
     async with open_harness(tmp_path) as harness:
         oauth = {"grant": "client_credentials", "client_id": "robot", "private_key": key}
-        with pytest.raises(BackendUnavailable, match=r"oauth\.private_key that is no unencrypted PEM key") as caught:
+        with pytest.raises(
+            BackendUnavailable, match=r"oauth\.private_key that is not an unencrypted PEM key"
+        ) as caught:
             async with harness.open(oauth={**oauth, "issuer": harness.peer.issuer}):
                 pass
         assert key not in caught.value.reason

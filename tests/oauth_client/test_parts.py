@@ -158,7 +158,7 @@ async def test_a_refusal_is_shown_escaped_in_one_line() -> None:
             page = await ask(listener, f"/callback?error=access_denied&error_description={said}&state=right")
             await listener.wait()
             assert listener.refusal is not None
-            assert listener.refusal.startswith("the authorization server said access_denied: <script> xxx")
+            assert listener.refusal.startswith("the authorization server reported access_denied: <script> xxx")
             assert len(listener.refusal) < 300
             assert b"<script>" not in page
             assert b"Login refused" in page
@@ -304,7 +304,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> None:
         (URL, "https://nobody.example/token", None),  # a proxy may know it
         (URL, "http://auth.example/token", "which is not https"),
         (URL, "ftp://auth.example/token", "which is not https"),
-        (URL, "https://u:p@auth.example/token", "which holds a user name or password"),
+        (URL, "https://u:p@auth.example/token", "which contains a user name or password"),
         (URL, "http://127.0.0.1:9/token", "which is on this machine"),
         (URL, "https://localhost/token", "which is on this machine"),
         (URL, "http://[::1]:9/token", "which is on this machine"),
