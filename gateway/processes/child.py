@@ -39,7 +39,7 @@ SCAN_TIMEOUT: Final = 0.25  # s for a scan before a signal is sent; a hanging /p
 END_TIMEOUT: Final = 0.25  # s to wait for known descendants before scanning for new ones
 SWEEP_TIMEOUT: Final = 2.0  # s beyond the grace periods, for processes that left the group
 FREEZE_ROUNDS: Final = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
-POLL_INTERVAL: Final = 0.02  # s, where the system has no descriptor that reports a process's end
+POLL_INTERVAL: Final = 0.02  # s, on systems without a descriptor that reports a process's end
 DISCARD_BYTES: Final = 1 << 16  # read at once while the child flushes: the capacity of a pipe
 STATUS_UNKNOWN: Final = 255  # the exit status when other code in this process reaped our child
 

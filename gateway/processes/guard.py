@@ -83,7 +83,7 @@ class ChildGuard:
         self._unknown_zombie_grace = unknown_zombie_grace
         self._unknown_zombies: dict[tuple[int, int], float] = {}
         self._scan_lock = trio.Lock()
-        self._scan_limiter = trio.CapacityLimiter(2)  # one that hangs must not stop all others
+        self._scan_limiter = trio.CapacityLimiter(2)  # one that hangs must not block the others
         self._scans_started = self._scans_finished = 0
         self._pause_until = self._next_scan = -float("inf")
         self._sentinel = SentinelClient(self._announcements) if sentinel else None
@@ -106,7 +106,7 @@ class ChildGuard:
         )
 
     def force_stop(self) -> None:
-        """Have every shutdown sequence, running or yet to come, go straight to SIGKILL."""
+        """Make every present and future shutdown sequence skip to SIGKILL."""
         self.force_stopped.set()
 
     @property
@@ -141,7 +141,7 @@ class ChildGuard:
         return {**env, TREE_ID_VARIABLE: ":".join([*filter(None, self._inherited), tree.id])}
 
     def spawned(self, tree: ProcessTree, pid: int, start: int) -> None:
-        """Note that the child has been spawned."""
+        """Record that the child has been spawned."""
         self._spawning -= 1
         tree.set_child(pid, start)
         tree.pinned = True
@@ -229,8 +229,8 @@ class ChildGuard:
     def _reap_unknown_zombies(self, rows: dict[int, Row]) -> None:
         """Reap zombies of unknown origin: descendants without a mark, or, as PID 1, processes of others.
 
-        A zombie that is not ours has an owner in this process that waits for it and gets time for that; and while a
-        spawn is under way, every unknown zombie may be the one being spawned.
+        Another owner in this process may wait for an unknown zombie and gets time to do so; and during a spawn, every
+        unknown zombie may be the new child.
         """
         if not self.reaps_orphans:
             return
@@ -258,7 +258,7 @@ class ChildGuard:
         """Check for zombies often and cheaply, scan all processes seldom, until cancelled.
 
         Not by SIGCHLD: signal handlers belong to the program, exist in the main thread only, and would wake us for
-        every child. A look with WNOWAIT costs a microsecond and takes no exit status from other code.
+        every child. A check with WNOWAIT costs a microsecond and leaves exit statuses to other code.
         """
         while True:
             await trio.sleep(TICK)
@@ -267,7 +267,7 @@ class ChildGuard:
                 await self.scan()
 
     async def run_sentinel(self) -> None:
-        """Keep a sentinel alive until cancelled; return at once where there is to be none."""
+        """Keep a sentinel alive until cancelled; return immediately if there should be none."""
         await trio.lowlevel.checkpoint()
         if self._sentinel is not None:
             await self._sentinel.run()
@@ -285,7 +285,7 @@ class ChildGuard:
             await self._sentinel.aclose(all_gone=not self._tracked and not scope.cancelled_caught)
 
     def _announcements(self) -> list[dict[str, Any]]:
-        """Return everything that a new sentinel has to know."""
+        """Return all announcements for a new sentinel."""
         trees = [tracked.tree for tracked in self._tracked.values()]
         return [
             {"op": "instance", "instance": self.instance, "pid": os.getpid(), "start": self._since},
@@ -333,7 +333,7 @@ def _as_subreaper(wanted: bool) -> Generator[None]:
     if not wanted or sys.platform != "linux":
         yield
         return
-    import ctypes  # not at the top: it costs 10 ms that an embedded gateway need not pay
+    import ctypes  # imported late: it costs 10 ms that an embedded gateway avoids
 
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         # Some launchers leave it ignored; then the kernel reaps our children itself and no exit status is ever seen.
@@ -355,9 +355,9 @@ async def open_guard(
 ) -> AsyncGenerator[ChildGuard]:
     """Open the one guard of this gateway; every `open_child` must be entered and left inside.
 
-    `subreaper=True` only for a program that is the gateway and nothing else: it reparents every orphaned descendant to
-    this process, which has to reap it. Embedded in another program, tree ids and parents have to do. The sentinel
-    starts with the first child. Leaving ends processes that escaped the shutdown sequences, and takes at most 4 s.
+    Use `subreaper=True` only for a dedicated gateway process: it reparents every orphaned descendant to this process,
+    which must reap it. When embedded in another program, tree ids and parents must suffice. The sentinel starts with
+    the first child. Leaving ends processes that escaped the shutdown sequences, and takes at most 4 s.
     """
     guard = ChildGuard(subreaper=subreaper, sentinel=sentinel, unknown_zombie_grace=unknown_zombie_grace)
     with _as_subreaper(subreaper):

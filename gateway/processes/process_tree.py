@@ -1,4 +1,4 @@
-"""The processes that descend from a child, read from `/proc`: decides which processes the gateway may end.
+"""The descendants of a child, read from `/proc`, which decide what the gateway may kill.
 
 Linux only, synchronous, standard library only and nothing heavy: the sentinel loads this file by path. A process
 belongs to a child's tree when any evidence says so: it was seen there before (pid *and* start time), its session or its
@@ -15,23 +15,23 @@ import sys
 
 TREE_ID_VARIABLE = "MCP_GATEWAY_COOKIE"
 """Environment variable with the id of the child's tree, `instance.child`; a nested gateway appends its own ids after a
-colon. The name stays as it is: gateways of other versions may be above or below this one."""
+colon. The name must not change: gateways of other versions may be above or below this one."""
 
 MARK_LIMIT = 10
-"""RLIMIT_LOCKS, which Linux has not enforced since 2.4.25. A random number of 60 bits in it, the mark of a tree, has no
-effect and is inherited through `fork`, `exec`, `setsid` and `env -i`. Unlike the environment, zombies still have it."""
+"""RLIMIT_LOCKS, not enforced by Linux since 2.4.25. A random 60-bit number in it, the mark of a tree, has no effect and
+is inherited through `fork`, `exec`, `setsid` and `env -i`. Unlike the environment, zombies still have it."""
 
 MARK_LIMIT_LINE = b"Max file locks"
 
 CAN_SCAN = sys.platform == "linux" and os.path.exists("/proc/self/stat")  # ruff: ignore[os-path-exists] - pathlib costs 2 MB in the sentinel
 
-MAX_ENVIRON = 4 << 20  # bytes: the kernel allows argv and environment 6 MB together, nobody has more than some kB
+MAX_ENVIRON = 4 << 20  # bytes: the kernel allows argv and environment 6 MB together, common ones have a few kB
 MAX_LISTINGS = 5  # a chain of processes that forks faster than five listings of /proc is met again by the next scan
 ENDED = "ZX"
 
 
 class Row:  # ruff: ignore[class-as-data-structure] - dataclasses cost the sentinel 2 MB
-    """One process as `/proc/PID/stat` shows it; `start` is in clock ticks since boot and tells reused pids apart."""
+    """One process as in `/proc/PID/stat`; `start`, in clock ticks since boot, distinguishes reused pids."""
 
     __slots__ = ("pgrp", "pid", "ppid", "session", "start", "state")
 
@@ -78,12 +78,12 @@ class ProcessTree:
         return sorted(members, key=lambda row: row.start)
 
     def living(self, rows: dict[int, Row]) -> list[Row]:
-        """Return the processes of the tree that still run; a zombie holds nothing and cannot be ended twice."""
+        """Return the running processes of the tree; zombies hold no resources and have already ended."""
         return [row for row in self.members(rows) if row.state not in ENDED]
 
 
 def parse_stat(pid: int, data: bytes) -> Row | None:
-    """Read one `/proc/PID/stat`; the name in it may hold blanks and brackets, so cut after the last bracket."""
+    """Parse one `/proc/PID/stat`; the name in it may contain spaces and brackets, so split after the last bracket."""
     fields = data[data.rfind(b")") + 2 :].split()
     if len(fields) < 20:
         return None
@@ -132,7 +132,7 @@ def read_limit_mark(pid: int) -> int:
 
 
 def list_processes() -> dict[int, Row]:
-    """Return every process that can be seen.
+    """Return every visible process.
 
     A process may fork and end between the listing and the reading, and its child would be in neither: so list again
     until a listing shows no new pid (nearly always the second).
@@ -178,14 +178,14 @@ def scan_processes(since: int, known: frozenset[tuple[int, int]] = frozenset()) 
 def _forget_reused(tree: ProcessTree, rows: dict[int, Row], sessions: set[int]) -> None:
     """Remove pids and sessions that have ended, before their numbers can be reused."""
     for pid, start in list(tree.processes.items()):
-        if pid == tree.pid and tree.pinned:  # it may have started while the scan ran
+        if pid == tree.pid and tree.pinned:  # it may have started during the scan
             continue
         if pid not in rows or rows[pid].start != start:
             del tree.processes[pid]
     for leader, start in list(tree.sessions.items()):
         if leader == tree.pid and tree.pinned:
             continue
-        # A session's number is not given out again while the session has members, even when its leader is gone.
+        # A session id is not reused while the session has members, even after its leader has ended.
         if leader not in sessions or (leader in rows and rows[leader].start != start):
             del tree.sessions[leader]
 
@@ -248,8 +248,8 @@ def _assign(row: Row, tree: ProcessTree, owner: dict[int, ProcessTree]) -> None:
 def send(pid: int, start: int, number: int) -> bool:
     """Signal exactly this process; return False when it has ended or may not be signalled.
 
-    The pidfd pins the process that has the pid now, and the start time says whether it is the one meant; only then the
-    signal is sent, so that a reused pid is never hit.
+    The pidfd pins the process that has the pid now, and the signal is sent only if its start time matches, so that a
+    reused pid is never signalled.
     """
     if sys.platform != "linux":
         return False

@@ -61,7 +61,7 @@ class Watch:
                     tree.sessions.update(dict(message["sessions"]))
             case "gone":
                 self.trees.pop(message["tree"], None)
-            case _:  # from a newer gateway: what is understood must still be guarded
+            case _:  # from a newer gateway: keep guarding the known trees
                 pass
         return True
 
@@ -90,12 +90,12 @@ def listen(watch: Watch) -> bool:
                     pass
                 else:
                     poll.register(gateway_fd, select.POLLIN)
-        elif gateway_fd in events:  # it ended, and with nothing left to read we know all it had to say
+        elif gateway_fd in events:  # it ended, and all its announcements have been read
             return True
 
 
 def stop_all(watch: Watch) -> None:
-    """Run the shutdown sequence of every tree at once, until all processes have ended or the time is up."""
+    """Run all trees' shutdown sequences concurrently until all processes have ended or the time is up."""
     began = time.monotonic()
     signalled: set[tuple[int, int]] = set()
     childless: dict[str, float] = {}
@@ -174,7 +174,7 @@ def stop_groups(watch: Watch) -> None:
     while groups and time.monotonic() < began + max(sum(tree.grace) for tree in groups.values()) + KILL_TIMEOUT:
         for pid, tree in list(groups.items()):
             terminate, kill = signal_times(tree, began, None)
-            numbers: tuple[int, ...] = (0,)  # just look
+            numbers: tuple[int, ...] = (0,)  # check only
             if time.monotonic() >= kill:
                 numbers = (signal.SIGKILL,)
             elif time.monotonic() >= terminate and pid not in signalled:
@@ -189,7 +189,7 @@ def stop_groups(watch: Watch) -> None:
 
 
 def main() -> int:
-    """Leave the reach of signals to the gateway's group, of its terminal and its directory; then watch."""
+    """Detach from the gateway's process group, terminal and directory; then watch."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")

@@ -1,8 +1,8 @@
 """The gateway's end of the sentinel: starts it, announces every child to it, and replaces it when it dies.
 
-Invariant: what `announce` was given reaches the living sentinel, or the next one has it from `announcements`.
-`announce` never waits; the one task, `run`, belongs to the guard's nursery. A sentinel that stops reading is replaced
-like a dead one, since it cannot know the children that were announced meanwhile.
+Invariant: each announcement reaches the living sentinel, or the next one gets it from `announcements`. `announce` never
+waits; the single task, `run`, belongs to the guard's nursery. A sentinel that stops reading is replaced like a dead
+one, since it cannot know the children that were announced meanwhile.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PIPE_SIZE: Final = 1 << 20  # bytes: the announcements of some 4,000 children fi
 MAX_BACKLOG: Final = 4 << 20  # bytes kept for a slow reader; with more it counts as stuck
 STUCK_TIMEOUT: Final = 5.0  # s without reading while there is something to read
 FIRST_DELAY: Final = 0.1  # s before the next one is started; doubles with each quick death
-MAX_DELAY: Final = 60.0  # s: one log line a minute is what a sentinel that cannot live may cost
+MAX_DELAY: Final = 60.0  # s: limits the log of a sentinel that cannot run to one line a minute
 HEALTHY_AFTER: Final = 30.0  # s of life after which the delay is reset
 BYE_GRACE: Final = 1.0  # s for the sentinel to exit after `bye`; it needs some 10 ms
 POLL_INTERVAL: Final = 0.1  # s, where there is no pidfd
@@ -117,7 +117,7 @@ class SentinelClient:
                 await self._wait_dead(self._popen)
             await self._kill_and_reap()
         else:
-            self._popen.returncode = 0  # it outlives us on purpose; Popen would warn of a child left behind
+            self._popen.returncode = 0  # it outlives us on purpose; Popen would warn of an unreaped child
             self._forget()
 
     async def _start(self) -> None:
@@ -127,14 +127,14 @@ class SentinelClient:
         if sys.platform == "linux":
             import fcntl
 
-            with contextlib.suppress(OSError):  # an ordinary pipe does as well: the backlog is longer then
+            with contextlib.suppress(OSError):  # an ordinary pipe also works, with a longer backlog
                 fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, self._pipe_size)
         self._outbox.clear()
         for announcement in self._announcements():
             self._outbox += json.dumps(announcement, separators=(",", ":")).encode() + b"\n"
         self._flush()
         try:
-            # Not to be abandoned on cancellation, or nobody would own it; it takes as long as Popen does.
+            # Not abandoned on cancellation, which would leave it without an owner; as fast as Popen.
             popen, self._pidfd = await trio.to_thread.run_sync(
                 _spawn_sentinel, self._command, read, limiter=self._limiter
             )
@@ -156,7 +156,7 @@ class SentinelClient:
             self._outbox.clear()
 
     async def _watch(self) -> str:
-        """Return what is wrong with the sentinel, once something is: it died, or it does not read."""
+        """Wait until the sentinel dies or stops reading, and return which."""
         assert self._popen is not None  # ruff: ignore[assert] - only `run` calls this, right after it looked
         problem = "died"
         async with trio.open_nursery() as nursery:
@@ -198,7 +198,7 @@ class SentinelClient:
         popen = self._popen
         self._close_pipe()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + BYE_GRACE):
-            popen.kill()  # it looks first: one that has ended by itself keeps its status
+            popen.kill()  # it checks first, so that an earlier exit status is preserved
             await self._wait_dead(popen)
         status = popen.poll()
         self._forget()
@@ -223,8 +223,8 @@ class SentinelClient:
 def _spawn_sentinel(command: Sequence[str], stdin: int) -> tuple[subprocess.Popen[bytes], int]:
     """Start it in a session of its own (the gateway's group may be killed), without open files of the gateway.
 
-    Its stderr is not the gateway's: a reader of that one to its end should not have to wait for the sentinel. Its
-    environment is empty but for the loader's path, so that it has no tree id of a gateway above this one.
+    It does not share the gateway's stderr, whose reader would otherwise get EOF only after the sentinel's end. Its
+    environment is empty except for the loader's path, so that it has no tree id of a gateway above this one.
     """
     env = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     popen = subprocess.Popen(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("gateway.children")
 
 NOFILE_TARGET: Final = 65536
-"""Open files at most: the gateway needs four for each child."""
+"""Upper limit of open files: the gateway needs four for each child."""
 
 INSTALL_PLACES: Final = (
     "~/.local/bin", "~/.cargo/bin", "/usr/local/bin", "/opt/homebrew/bin", "/home/linuxbrew/.linuxbrew/bin",
@@ -38,7 +38,7 @@ INSTALL_PLACES: Final = (
     "~/.nvm/versions/node/*/bin", "~/.bun/bin", "~/.deno/bin", "~/.nix-profile/bin", "/snap/bin", "~/.docker/bin",
     "~/.rd/bin", "/Applications/Docker.app/Contents/Resources/bin",
 )  # fmt: skip
-"""Where uv, Node, Docker and their version managers put programs, of which a desktop client's PATH often has none."""
+"""Install locations of uv, Node, Docker and their version managers, often missing from a desktop client's PATH."""
 
 _mark_lock: Final = threading.Lock()  # held while this process has a child's limit mark, so that one child inherits it
 
@@ -46,7 +46,7 @@ _children_nofile: tuple[int, int] | None = None  # the limit that children get b
 
 
 class ChildCommand(msgspec.Struct, frozen=True):
-    """The program to run. `env` is complete (but for the tree id); `cwd` None is the gateway's."""
+    """The program to run. `env` is complete except for the tree id; `cwd` None is the gateway's."""
 
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -65,7 +65,7 @@ class Spawned(NamedTuple):
 
 
 def search_path(command: str, env: Mapping[str, str]) -> str:
-    """Return the PATH for a command: that of `env`, with `INSTALL_PLACES` after it if only they have the command."""
+    """Return the PATH of `env`, extended by `INSTALL_PLACES` if only they have the command."""
     path = os.pathsep.join(os.get_exec_path(dict(env)))
     if os.sep in command or shutil.which(command, path=path):
         return path
@@ -144,7 +144,7 @@ def open_pidfd(pid: int) -> int:
 
 
 def describe_spawn_error(command: ChildCommand, env: Mapping[str, str], exc: Exception) -> str:
-    """Say what could not be started, why, and what to change."""
+    """Describe what could not be started, why, and what to change."""
     name = command.argv[0] if command.argv else ""
     cwd = command.cwd
     if not name:
@@ -161,22 +161,22 @@ def describe_spawn_error(command: ChildCommand, env: Mapping[str, str], exc: Exc
             there = os.path.join(cwd or ".", name)  # ruff: ignore[os-path-join] - no Path is needed
             if os.path.exists(there):  # ruff: ignore[os-path-exists]
                 return f"cannot start: the interpreter in the first line of {name!r} (`#!...`) was not found"
-            return f"cannot start: command {name!r} not found (a path: it was looked for there, not on PATH)"
+            return f"cannot start: command {name!r} not found (a path: it was not searched on PATH)"
         case FileNotFoundError():
             path = os.pathsep.join(os.get_exec_path(dict(env)))
             if found := shutil.which(name, path=path):
                 return f"cannot start: the interpreter in the first line of {found!r} (`#!...`) was not found"
-            return (
-                f"cannot start: command {name!r} not found (looked on PATH={path}); install it, or give its full path"
-            )
+            return f"cannot start: command {name!r} not found (PATH={path}); install it, or give its full path"
         case PermissionError():
             return f"cannot start: command {name!r} may not be executed; check its mode (chmod +x) and its owner"
         case OSError() if exc.errno == errno.ENOEXEC:
-            return f"cannot start: command {name!r} is no program for this system (a script needs a first line `#!...`)"
+            return (
+                f"cannot start: command {name!r} is not a program for this system (a script needs a first line `#!...`)"
+            )
         case OSError() if exc.errno in {errno.EMFILE, errno.ENFILE}:
             return "cannot start: too many open files; raise the limit (`ulimit -n`) or start fewer backends"
         case OSError() if exc.errno in {errno.EAGAIN, errno.ENOMEM}:
-            return f"cannot start: the system has no room for another process ({exc.strerror}); check limits and memory"
+            return f"cannot start: the system cannot create another process ({exc.strerror}); check limits and memory"
         case OSError() if exc.errno == errno.E2BIG:
             return "cannot start: its arguments and environment together are too long for this system"
         case _:
@@ -184,7 +184,7 @@ def describe_spawn_error(command: ChildCommand, env: Mapping[str, str], exc: Exc
 
 
 def raise_nofile_limit() -> tuple[int, int] | None:
-    """Raise this process's soft RLIMIT_NOFILE to the hard limit, at most 65536; children keep what they would have had.
+    """Raise this process's soft RLIMIT_NOFILE to the hard limit, at most 65536; children keep the old one.
 
     `Popen` has no hook that is both safe in a threaded program and quick, so a child gets its limit back by `prlimit`
     right after it was started: for some 0.1 ms it has the raised one, which is seen only by a program that reads its

@@ -1,8 +1,8 @@
-"""Copy lines between a client's stdio and a gateway, which may be another one after a crash.
+"""Copying of lines between a client's stdio and a gateway, which is replaced after a crash.
 
-Whole lines are copied, so that a gateway that dies leaves no half of one; a line that is too long to hold is copied as
-it comes, and skipped to its end if the gateway dies in the middle. Each direction holds at most one read that its
-target has not taken; until then nothing more is read from its source.
+Whole lines are copied, so that a dying gateway leaves no partial line; a line that is too long to buffer is streamed,
+and skipped to its end if the gateway dies in the middle. Each direction buffers at most one read; its source is not
+read again until the target has accepted it.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 READ_BYTES = 65_536
 HOLD_BYTES = 65_536
-"""Bytes of a line without an end that are held back."""
+"""Buffered bytes of an incomplete line."""
 HOLD_WHOLE_BYTES = 64 * 1024 * 1024
-"""The same for lines that must be decoded: batches, and what the gateway answers to a replayed `initialize`."""
+"""The same for lines that must be decoded: batches, and the response to a replayed `initialize`."""
 MAX_RESTARTS = 5
-"""Gateways that may die within `RESTART_INTERVAL` before the relay ends with an error."""
+"""Gateways that may die within `RESTART_INTERVAL` before the relay fails."""
 RESTART_INTERVAL = 60.0
 FLUSH_TIMEOUT = 5.0
-"""Seconds for the client to read the last answers."""
+"""Seconds for the client to read the last responses."""
 GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 class Direction:
-    """One direction: cuts into lines what is read, and has `note` see each; `note` returns what is copied."""
+    """One direction: splits the input into lines and passes each to `note`, which returns the bytes to copy."""
 
     def __init__(self, note: Callable[[bytes, bool], bytes]) -> None:
         self._note = note
         self._held = bytearray()
         self._head = b""
-        """The beginning of a line that was too long to hold; its rest is copied as it comes."""
+        """The beginning of a line that was too long to buffer; its rest is streamed."""
         self._tail = b""
         self.hold_all = False
         self.skipping = False
-        """Whether the rest of that line is dropped: the gateway that had the beginning is gone."""
+        """Whether the rest of that line is dropped, since its gateway has died."""
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes in; return what is copied."""
+        """Process input bytes; return the bytes to copy."""
         *ended, last = data.split(b"\n")
         copied: list[bytes] = []
         for line in ended:
@@ -78,11 +78,11 @@ class Direction:
 
     @property
     def is_inside(self) -> bool:
-        """Whether the beginning of a line has been copied, and not its end."""
+        """Whether a line has been copied only in part."""
         return bool(self._head)
 
     def drop(self) -> None:
-        """Forget the line that has begun."""
+        """Drop the incomplete line."""
         self._held.clear()
         self._head = self._tail = b""
 
@@ -90,8 +90,7 @@ class Direction:
 class Relay:
     """One client's relay.
 
-    `connect` returns a connection to the gateway; it is given the highest id that a gateway has used for a request to
-    this client.
+    `connect` returns a connection to the gateway; its argument is the highest id of a gateway's request to this client.
     """
 
     def __init__(self, connect: Callable[[int], socket.socket], stdin: int = 0, stdout: int = 1) -> None:
@@ -102,16 +101,16 @@ class Relay:
         self._from_gateway = Direction(self._note_answer)
         self._to_client = self._to_gateway = b""
         self._ended = False
-        """Whether stdin has ended."""
+        """Whether stdin is at EOF."""
         self._broken = False
-        """Whether this gateway takes nothing more; what it has sent is still read."""
+        """Whether this gateway accepts no more input; its output is still read."""
         self._restarts: list[float] = []
 
     def run(self) -> None:
-        """Copy until the client has ended stdin and got its answers, or no longer reads.
+        """Copy until the client has closed stdin and received its responses, or no longer reads.
 
         Raises:
-            RelayError: no gateway can be started, or one after the other dies.
+            RelayError: no gateway can be started, or gateways die repeatedly.
         """
         mode = os.fstat(self._stdout).st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
@@ -133,7 +132,7 @@ class Relay:
                 while self._to_client and poll.poll(max(deadline - time.monotonic(), 0) * 1000):
                     self._write()
         except BrokenPipeError:
-            pass  # the client reads no more
+            pass  # the client has closed its read end
 
     def _copy(self, sock: socket.socket) -> None:
         """Copy until the gateway closes."""
@@ -155,10 +154,10 @@ class Relay:
                         data = os.read(self._stdin, READ_BYTES)
                     except BlockingIOError:
                         continue
-                    except OSError:  # a terminal that is gone
+                    except OSError:  # a closed terminal
                         data = b""
                     self._ended = not data
-                    self._to_gateway = self._from_client.feed(data or b"\n")  # the last line need not have an end
+                    self._to_gateway = self._from_client.feed(data or b"\n")  # the last line may lack a newline
                     self._send(sock)
                 elif fd == self._stdout:
                     if event & GONE:
@@ -182,7 +181,7 @@ class Relay:
             self._broken, self._to_gateway = True, b""
 
     def _read_gateway(self, sock: socket.socket) -> bool:
-        """Copy what the gateway has sent; return whether more may come."""
+        """Copy the gateway's output; return whether more may come."""
         try:
             data = os.read(sock.fileno(), READ_BYTES)
         except BlockingIOError:
@@ -203,7 +202,7 @@ class Relay:
                 pass
 
     def _restart(self) -> socket.socket:
-        """Answer what the dead gateway had, connect to another one, and bring it to the state of the session."""
+        """Fail the dead gateway's requests, connect to another gateway, and restore the session there."""
         now = time.monotonic()
         self._restarts = [at for at in self._restarts if at > now - RESTART_INTERVAL] + [now]
         self._to_gateway, self._broken = b"", False
@@ -223,7 +222,7 @@ class Relay:
         return sock
 
     def _note_request(self, line: bytes, cut: bool) -> bytes:
-        if self._from_client.skipping:  # the gateway that had its beginning is gone
+        if self._from_client.skipping:  # the gateway that had its beginning has died
             lost = SessionRecord()
             lost.note_request(line, cut=cut)
             self._to_client += lost.fail_pending()

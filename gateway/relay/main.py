@@ -1,4 +1,4 @@
-"""The command line of `connect`, for the quick way in: whatever is not plainly right is left to `gateway.cli`."""
+"""Fast command line of `connect`; anything not plainly valid is left to `gateway.cli`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_LINGER = 60.0
 
 
 def main(words: Sequence[str], version: str) -> int | None:
-    """Run `connect` with these arguments; None where they need a second look."""
+    """Run `connect` with these arguments; return None if they need `gateway.cli`."""
     given: dict[str, str] = {}
     rest = iter(words)
     for word in rest:
@@ -59,15 +59,15 @@ def run(
     max_name_length: int | None = None,
     state: str | None = None,
 ) -> int:
-    """Relay stdio to the gateway that serves this config; return the exit code.
+    """Relay stdio to the shared gateway of this config; return the exit code.
 
     Args:
         config: path of the config file.
-        version: the version of this package: the gateway of another one is not used.
+        version: the version of this package; gateways of other versions are not used.
         view: the view that the client sees, None for everything.
-        linger: seconds that the gateway stays when this was its last client.
+        linger: seconds that the gateway stays after its last client.
         separator: the separator in names, None for the config's.
-        max_name_length: the longest name, None for the config's.
+        max_name_length: the maximum length of names, None for the config's.
         state: the state directory, None for the default one.
     """
     if sys.platform == "win32":

@@ -1,7 +1,7 @@
-"""Where the gateway of a config listens: one socket for each user, config, version and set of variables.
+"""The socket of a config's gateway: one for each user, config, version and set of variables.
 
-The name of the socket is a digest of all that two clients must have in common to share a gateway. Its directory belongs
-to the user alone, so that no other user can put a socket there.
+The name of the socket is a digest of everything that clients of one gateway must share. Its directory is private to the
+user, so that no other user can create a socket there.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class RelayError(Exception):
 
 
 class Place:
-    """The gateway that a client means: its config, what it gets of the environment, and its files."""
+    """The gateway for a client: its config, environment and files."""
 
     def __init__(self, config: str, environ: Mapping[str, str], version: str, state: str | None) -> None:
         self.config = os.path.realpath(config)
         self.state = os.path.abspath(state or default_state(environ))
         try:
             if not stat.S_ISREG(os.stat(self.config).st_mode):
-                text = f"{config} is no plain file, which several clients could read"
+                text = f"{config} is not a regular file, which several clients could read"
                 raise RelayError(text)
             with open(self.config, "rb") as file:
                 names = [name.decode() for name in dict.fromkeys(_VARIABLES.findall(file.read(MAX_CONFIG_BYTES)))]
@@ -49,7 +49,7 @@ class Place:
             text = f"{config}: {(exc.strerror or str(exc)).lower()}; check the path"
             raise RelayError(text) from None
         self.variables = {name: environ[name] for name in sorted(names) if name in environ}
-        """The variables that the config uses, as far as they are set."""
+        """The set variables among those that the config uses."""
         parts = [version, str(os.getuid()), self.config, self.state]
         parts += [f"{name}={value}" for name, value in self.variables.items()]
         text = "\0".join(parts).encode(errors="surrogateescape")
@@ -61,12 +61,12 @@ class Place:
 
     @property
     def lock(self) -> str:
-        """The file that is locked by the relay which looks for a gateway and starts one."""
+        """The lock file of the relay that starts the gateway."""
         return self.socket.removesuffix("sock") + "lock"
 
     @property
     def log(self) -> str:
-        """The file that the gateway logs into."""
+        """The gateway's log file."""
         return self.socket.removesuffix("sock") + "log"
 
 
@@ -77,7 +77,7 @@ def default_state(environ: Mapping[str, str]) -> str:
 
 
 def make_directory(environ: Mapping[str, str], state: str) -> str:
-    """Return the directory of the sockets, which is made if it is absent.
+    """Return the directory of the sockets, created if missing.
 
     Raises:
         RelayError: another user owns it, or can write it.
@@ -105,7 +105,7 @@ def make_directory(environ: Mapping[str, str], state: str) -> str:
 
 
 def check_lineage(place: Place, environ: Mapping[str, str]) -> None:
-    """Raise RelayError where a gateway with this config has started this relay: it would call itself without end."""
+    """Raise RelayError if a gateway with this config started this relay, which would recurse forever."""
     found = environ.get(GATEWAYS_VARIABLE)
     if found:
         try:
@@ -113,12 +113,14 @@ def check_lineage(place: Place, environ: Mapping[str, str]) -> None:
         except (ValueError, KeyError, TypeError):
             return
         if place.config in configs:
-            text = f"{place.config}: a gateway with this config has started this relay; remove that server from it"
+            text = (
+                f"{place.config}: this relay was started by a gateway with the same config; remove that server from it"
+            )
             raise RelayError(text)
 
 
 def warn(text: str) -> None:
-    """Write a line to stderr, which need not have a reader."""
+    """Write a line to stderr, ignoring a missing reader."""
     try:
         os.write(2, f"mcp-gateway connect: {text}\n".encode(errors="backslashreplace"))
     except OSError:

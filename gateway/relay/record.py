@@ -1,8 +1,8 @@
-"""What must be known of a client's session to continue it with another gateway; no payload is kept.
+"""State of a client's session, without payloads, for continuing it with another gateway.
 
-Both directions are looked at line by line: which requests wait for an answer, and what the gateway keeps for the
-session (`initialize`, log level, subscriptions). Clients write the id at the end of a request, gateways at the start of
-an answer, so that whole lines need not be decoded.
+It examines both directions line by line: the pending requests, and the session state in the gateway (`initialize`, log
+level, subscriptions). Clients write the id at the end of a request, gateways at the start of a response, so that whole
+lines need not be decoded.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
     Id = int | str
 
 EDGE_BYTES = 4_096
-"""Bytes of either end of a long line that are looked at."""
+"""Bytes examined at either end of a long line."""
 MAX_STATE_BYTES = 64 * 1024
-"""Longest line that changes the state of a session: an `initialize` has some hundred bytes."""
+"""Maximum length of a line that changes the session state: an `initialize` has a few hundred bytes."""
 MAX_SUBSCRIPTIONS = 10_000
 REPLAYED = "mcp-gateway:replayed:"
-"""Ids of what the relay itself sends begin so; the answers are not for the client."""
+"""Prefix of the ids of the relay's own requests, whose responses are not for the client."""
 REASON = "gateway_restarted"
-"""The code of the error that a client gets for a request whose gateway has died."""
+"""The error code for a request whose gateway has died."""
 RESTARTED = (
     "the gateway ended while it had this request, and was restarted; whether the request took effect is unknown, so it"
     " was not repeated"
 )
 _ANSWER = b'{"jsonrpc":"2.0","id":'
-"""The beginning of what a gateway writes that has an id."""
+"""The beginning of a gateway's message with an id."""
 _STATEFUL = (b'"initialize"', b'"notifications/', b'"logging/setLevel"', b'"resources/subscribe"', b'"resources/unsub')
 
 
 class SessionRecord:
-    """The requests that wait, and the state of the session."""
+    """The pending requests and the state of the session."""
 
     def __init__(self) -> None:
         self.pending: dict[Id, None] = {}
-        """Requests of the client without an answer."""
+        """The client's requests without a response."""
         self.last_asked = 0
-        """The highest id of a request of the gateway to the client; the next gateway continues from there."""
+        """The highest id of the gateway's requests to the client, from which the next gateway continues."""
         self._initialize: dict[str, Any] | None = None
         self._initialized = False
         self._level: dict[str, Any] | None = None
@@ -50,25 +50,25 @@ class SessionRecord:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether answers to what was replayed are due, so that not all that the gateway says is for the client."""
+        """Whether responses to replayed messages are due, which are not for the client."""
         return bool(self._replayed)
 
     # From the client.
 
     def note_request(self, line: bytes, *, cut: bool = False) -> None:
-        """Note one line of the client; `cut` says that its middle is missing."""
+        """Record one line of the client; `cut` says that its middle is missing."""
         if not cut and len(line) <= MAX_STATE_BYTES and any(map(line.__contains__, _STATEFUL)):
             for message in _messages(line):
                 self._note_state(message)
         if b'"method"' not in line:
-            return  # an answer of the client
+            return  # a response of the client
         request_id = _id_at_end(line)
         if cut:
             request_id = _id_at_start(line) if request_id is None else request_id
             if request_id is not None:
                 self.pending[request_id] = None
         elif request_id is None or b'"result"' in line or b'"error"' in line or line[:1] == b"[":
-            # The id stands elsewhere, or the line may be an answer that has a member "method" somewhere.
+            # The id is elsewhere, or the line may be a response with a member "method" somewhere.
             for message in _messages(line):
                 request_id = _id_of(message)
                 if request_id is not None and isinstance(message.get("method"), str):
@@ -95,10 +95,10 @@ class SessionRecord:
             case _:
                 pass
 
-    # From the gateway, whose answers begin with their id.
+    # From the gateway, whose responses begin with their id.
 
     def note_answer(self, line: bytes) -> bytes:
-        """Note one line of the gateway, or the beginning of a long one; return what the client gets in its place."""
+        """Record one line of the gateway, or the beginning of a long one; return what to send to the client."""
         if line[:1] == b"[":
             for message in _messages(line):
                 self._answered(_id_of(message))
@@ -123,7 +123,7 @@ class SessionRecord:
     # After a crash.
 
     def fail_pending(self, *, also_initialize: bool = False) -> bytes:
-        """Answer all requests that wait, except `initialize`, which is sent again as it was."""
+        """Answer all pending requests with an error, except `initialize`, which is sent again unchanged."""
         again = None if self._initialize is None or also_initialize else self._initialize.get("id")
         answers = b""
         for request_id in self.pending:
@@ -134,11 +134,11 @@ class SessionRecord:
         return answers
 
     def replay(self) -> bytes:
-        """Return what brings another gateway to the state that the session had."""
+        """Return the messages that restore the session in another gateway."""
         self._replayed.clear()
         if self._initialize is None:
             return b""
-        if self._initialize.get("id") in self.pending:  # it has not been answered yet: the client gets this answer
+        if self._initialize.get("id") in self.pending:  # still unanswered: the client gets this response
             lines = _encode(self._initialize)
         else:
             lines = self._again(self._initialize)
@@ -156,7 +156,7 @@ class SessionRecord:
 
 
 def _changes(line: bytes) -> bytes:
-    """Return notifications that the lists may have changed, where the line answers `initialize`; else nothing."""
+    """Return list-changed notifications after the response to `initialize`; otherwise nothing."""
     for message in _messages(line):
         offered = _member(message, "result", "capabilities")
         if offered is not None:
@@ -168,7 +168,7 @@ def _changes(line: bytes) -> bytes:
 
 
 def _id_at_end(line: bytes) -> Id | None:
-    """Return the id where it is the last member of the message, or the last but the version."""
+    """Return the id if it is the last member of the message, except perhaps for the version."""
     at = line.rfind(b'"id"', -EDGE_BYTES)
     if at < 0:
         return None
@@ -182,12 +182,12 @@ def _id_at_end(line: bytes) -> Id | None:
 
 
 def _id_at_start(line: bytes) -> Id | None:
-    """Return the id where only members with plain values stand before it."""
+    """Return the id if it is preceded only by members with scalar values."""
     if line.startswith(_ANSWER):
         digits = line[len(_ANSWER) : line.find(b",", len(_ANSWER), len(_ANSWER) + EDGE_BYTES)]
         if digits.isdigit():
             return int(digits)
-    import re  # it is there already; the pattern is compiled where it is needed
+    import re  # already imported; the pattern is compiled on use
 
     text = rb'"(?:[^"\\]|\\.)*"'
     plain = rb"\s*" + text + rb"\s*:\s*(?:" + text + rb"|-?[0-9]+|true|false|null)\s*,"
@@ -197,7 +197,7 @@ def _id_at_start(line: bytes) -> Id | None:
 
 
 def _id_of(message: dict[str, Any]) -> Id | None:
-    """Return the id of a request; 2.0 is 2, as it is for the gateway."""
+    """Return the id of a request; 2.0 equals 2, as in the gateway."""
     found = message.get("id")
     if isinstance(found, float) and found.is_integer():
         return int(found)
@@ -205,7 +205,7 @@ def _id_of(message: dict[str, Any]) -> Id | None:
 
 
 def _messages(line: bytes) -> list[dict[str, Any]]:
-    """Return the messages of a line, a batch or one alone; none where it is no JSON, which the gateway will say."""
+    """Return the messages of a line, single or a batch; none for invalid JSON, which the gateway will report."""
     try:
         decoded: Any = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError):
@@ -216,7 +216,7 @@ def _messages(line: bytes) -> list[dict[str, Any]]:
 
 
 def _member(value: Any, *names: str) -> Any:
-    """Return a member of a member, None where it is absent."""
+    """Return a nested member, None if it is absent."""
     for name in names:
         value = value.get(name) if _is(value, dict) else None
     return value

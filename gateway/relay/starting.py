@@ -1,8 +1,8 @@
-"""Connect to the gateway of a place; start it where none runs.
+"""Connecting to the gateway of a place, which is started if necessary.
 
-One lock decides who starts: its holder binds the socket, listens and forks, so that every other relay can connect from
-then on and waits in the socket's queue until the gateway accepts. The gateway inherits that socket, its log, the
-variables that its config names and what its children get anyway, and nothing else: it belongs to no client.
+A lock determines the relay that starts it: its holder binds the socket, listens and forks, so that all other relays can
+then connect and wait in the backlog until the gateway accepts. The gateway inherits only that socket, its log, the
+variables that its config names, and those that its children always get: it belongs to no client.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     from gateway.relay.places import Place
 
 START_TIMEOUT = 60.0
-"""Seconds for a gateway to start and accept: it imports, and reads its config."""
+"""Seconds for a gateway to start and accept, including imports and reading its config."""
 LOCK_TIMEOUT = 30.0
-"""Seconds for another relay that is starting a gateway; it holds the lock for some milliseconds."""
+"""Seconds to wait for another relay that is starting a gateway, which takes some milliseconds."""
 LOCK_INTERVAL = 0.01
 """Seconds between two tries to get the lock, or a place in the queue of a gateway's socket."""
 ATTEMPTS = 3
-"""Gateways that may end before they accept: one may be stopping just now, the config of others may be wrong."""
+"""Gateways that may end before they accept: one may be stopping, or a config may be wrong."""
 BACKLOG = 128
-"""Relays that wait while the gateway starts."""
+"""Relays that may wait while the gateway starts."""
 MAX_LOG_BYTES = 1024 * 1024
-"""A larger log is put aside, under the name `.old`, when a gateway starts."""
+"""A larger log is renamed to `.old` when a gateway starts."""
 SHOWN_LOG_BYTES = 4_096
-"""What is shown of the log of a gateway that did not start."""
+"""Length of the shown end of the log of a gateway that did not start."""
 MAX_GREETING = 4_096
 LISTEN_FD = 3
-"""Where the gateway finds the socket, as sd_listen_fds(3) has it."""
+"""The descriptor of the socket in the gateway, as in sd_listen_fds(3)."""
 INHERITED = (
     "HOME LANG LC_ALL LC_CTYPE LOGNAME PATH SHELL TERM TMPDIR TZ USER XDG_RUNTIME_DIR XDG_STATE_HOME"
     " ALL_PROXY HTTPS_PROXY HTTP_PROXY NO_PROXY all_proxy http_proxy https_proxy no_proxy"
     " CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS REQUESTS_CA_BUNDLE SSL_CERT_DIR SSL_CERT_FILE"
     " LD_LIBRARY_PATH PYTHONHOME PYTHONPATH " + GATEWAYS_VARIABLE
 ).split()
-"""Variables that the gateway gets although its config does not name them: those that its children get from any gateway,
-and those without which this interpreter, or its state directory, would be another one."""
+"""Variables that the gateway gets without being named in its config: those that children of any gateway get, and those
+that select this interpreter and the state directory."""
 
 
 def open_gateway(place: Place, hello: Mapping[str, object], environ: Mapping[str, str]) -> socket.socket:
-    """Connect to the gateway, started if none runs, and introduce this client.
+    """Connect to the gateway, starting it if necessary, and send this client's introduction.
 
     Raises:
         RelayError: it cannot be started or reached, or refuses this client.
@@ -70,7 +70,7 @@ def open_gateway(place: Place, hello: Mapping[str, object], environ: Mapping[str
                 raise RelayError(str(greeting["error"]))
             sock.setblocking(False)
             return sock
-        sock.close()  # it was about to stop, or has not started
+        sock.close()  # it was about to stop, or failed to start
     said = b""
     try:
         with open(place.log, "rb") as file:
@@ -78,7 +78,7 @@ def open_gateway(place: Place, hello: Mapping[str, object], environ: Mapping[str
             said = file.read(SHOWN_LOG_BYTES)
     except OSError:
         pass
-    text = f"the gateway does not start; the end of its log, {place.log}:\n{said.decode(errors='replace').strip()}"
+    text = f"the gateway failed to start; the end of its log, {place.log}:\n{said.decode(errors='replace').strip()}"
     raise RelayError(text)
 
 
@@ -109,7 +109,7 @@ def _connect(place: Place) -> socket.socket | None:
 
 
 def peer_uid(sock: socket.socket) -> int:
-    """Return whose process is at the other end of a Unix socket."""
+    """Return the user id of the process at the other end of a Unix socket."""
     if sys.platform == "linux":
         found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
     else:
@@ -156,13 +156,13 @@ def _launch(place: Place, environ: Mapping[str, str]) -> None:
     before = os.umask(0o177)
     try:
         try:
-            os.unlink(place.socket)  # of a gateway that was killed: nothing listens there, and the lock is ours
+            os.unlink(place.socket)  # left by a killed gateway: nothing listens there, and we hold the lock
         except FileNotFoundError:
             pass
         listener.bind(place.socket)
         listener.listen(BACKLOG)
         os.umask(before)
-        # Twice, for a client may kill the whole tree of its children: the gateway is no descendant of theirs.
+        # Fork twice, since a client may kill its whole process tree: the gateway must not be in it.
         child = os.fork()
         if child == 0:
             try:
@@ -185,7 +185,10 @@ def _become(command: list[str], env: dict[str, str], listener: int, log: int, fo
     """Replace this process by the gateway."""
     import signal
 
-    listener, log = fcntl.fcntl(listener, fcntl.F_DUPFD, 10), fcntl.fcntl(log, fcntl.F_DUPFD, 10)  # out of the way
+    listener, log = (
+        fcntl.fcntl(listener, fcntl.F_DUPFD, 10),
+        fcntl.fcntl(log, fcntl.F_DUPFD, 10),
+    )  # free the descriptor number
     null = os.open(os.devnull, os.O_RDONLY)
     for fd, place in ((null, 0), (log, 1), (log, 2), (listener, LISTEN_FD)):
         os.dup2(fd, place)
@@ -201,7 +204,7 @@ def _become(command: list[str], env: dict[str, str], listener: int, log: int, fo
 
 
 def _greet(sock: socket.socket, hello: bytes) -> dict[str, object] | None:
-    """Introduce this client; return the answer, None where the gateway ends instead."""
+    """Send this client's introduction; return the response, None if the gateway ends instead."""
     reply = b""
     try:
         sock.sendall(hello)

@@ -1,6 +1,6 @@
-"""Other configs while the gateway runs: from the file, on a signal, over the management API; one path for all.
+"""Config changes at run time, from the file, a signal or the management API, along one path.
 
-`source` reads and validates, `overlay` holds what was changed over the API, `watch` tells when the file is another one,
-and `reloader` does one change at a time: read, validate all, then hand the whole to the fleet. Nothing is changed by
-what is not valid as a whole.
+`source` reads and validates, `overlay` holds the changes over the API, `watch` detects changes of the file, and
+`reloader` applies one change at a time: read, validate everything, then pass the whole to the fleet. An invalid config
+changes nothing.
 """

@@ -1,7 +1,7 @@
-"""What the management API has changed, over what the file says: servers put, removed, turned on and off.
+"""Changes over the management API on top of the file: servers added, removed, enabled and disabled.
 
-Each change remembers what the file said of that server at the time. Once the file says something else, the change is
-void: whoever edits the file has the last word. Pure but for `ServerConfig`'s own reader.
+Each change records the file's entry for the server at the time. Once the entry differs, the change is discarded: edits
+of the file take precedence. Pure except for `ServerConfig`'s own reader.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 
 UNDATED: Final = "some time"
-"""In place of the moment of a change that a version kept which did not note it."""
+"""The time of a change saved by a version that did not record it."""
 
 
 class Change(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is to be made of one server."""
+    """The change of one server."""
 
     over: str | None
-    """The digest of what the file said of it; null if it said nothing."""
+    """The digest of the file's entry; null if there was none."""
     raw: dict[str, Any] | None = None
-    """The server as a config file would have it; null leaves what the file says."""
+    """The server in the format of a config file; null keeps the file's entry."""
     disabled: bool | None = None
     removed: bool = False
     at: str = UNDATED
-    """When it was made, in ISO 8601."""
+    """The time of the change, in ISO 8601."""
 
 
 class Base(msgspec.Struct, frozen=True):
-    """What the changes lie over: a config, and the servers as its file has them, if there is a file."""
+    """The base of the changes: a config, and the entries of its file, if there is one."""
 
     config: Config
     raws: dict[str, dict[str, Any]] = {}
@@ -49,7 +49,7 @@ class Base(msgspec.Struct, frozen=True):
     """Reads the files that the config names (`gateway.config.files`)."""
 
     def digest(self, name: str) -> str | None:
-        """What stands for everything that is said of a server; None if nothing is."""
+        """Return a digest of a server's entry; None if there is none."""
         if name in self.raws:
             return hashlib.sha256(msgspec.json.encode(self.raws[name], order="sorted")).hexdigest()[:32]
         return "given" if name in self.config.servers else None
@@ -62,16 +62,16 @@ class Overlay(msgspec.Struct, frozen=True):
     format: int = 1
 
     def put(self, base: Base, name: str, raw: Raw) -> Overlay:
-        """Another overlay, in which this server is as `raw` has it."""
+        """Return an overlay with this server set to `raw`."""
         return self._with(name, Change(base.digest(name), raw))
 
     def remove(self, base: Base, name: str) -> Overlay:
-        """Another one, without this server."""
+        """Return an overlay with this server removed."""
         digest = base.digest(name)
         return self._without({name}) if digest is None else self._with(name, Change(digest, removed=True))
 
     def switch(self, base: Base, name: str, disabled: bool, at: str = UNDATED) -> Overlay:
-        """Another one, in which this server is off or on from `at`; without a change where the file says the same."""
+        """Return an overlay with this server disabled or enabled at `at`, without a change if the file agrees."""
         present = self.changes.get(name)
         raw = None if present is None else present.raw
         said = base.config.servers.get(name)
@@ -81,19 +81,19 @@ class Overlay(msgspec.Struct, frozen=True):
 
     @property
     def removed(self) -> list[str]:
-        """The servers of the base that are removed."""
+        """The removed servers of the base."""
         return [name for name, change in self.changes.items() if change.removed]
 
     def without_void(self, base: Base) -> tuple[Overlay, list[str]]:
-        """Drop the changes of servers of which the file says something else now; returns their names too."""
+        """Drop the changes of servers whose entries in the file differ now; also return their names."""
         void = [name for name, change in self.changes.items() if change.over != base.digest(name)]
         return self._without(set(void)), void
 
     def compose(self, base: Base, environ: Mapping[str, str]) -> Config:
-        """The config with all changes in it.
+        """Return the config with all changes applied.
 
         Raises:
-            ConfigError: a server that was put is not valid, e.g. because a variable is not set any more.
+            ConfigError: an added server is invalid, e.g. because a variable is no longer set.
         """
         if not self.changes:
             return base.config
@@ -104,7 +104,7 @@ class Overlay(msgspec.Struct, frozen=True):
                 servers.pop(name, None)
                 continue
             raw = change.raw or base.raws.get(name)
-            if raw is None:  # given as it is, by a program
+            if raw is None:  # passed by a program
                 server = base.config.servers[name]
                 servers[name] = msgspec.structs.replace(
                     server, disabled=bool(change.disabled), disabled_since=change.at
@@ -113,7 +113,7 @@ class Overlay(msgspec.Struct, frozen=True):
             if change.disabled is not None:
                 rest = {key: value for key, value in raw.items() if key not in {"enabled", "disabled"}}
                 raw = {**rest, "disabled": change.disabled}
-            try:  # what came over the API was checked without these files, and names none
+            try:  # entries from the API were checked without these files, and name none
                 server = parse_server(name, raw, environ=environ, files=base.files)
             except ConfigError as exc:
                 problems += exc.problems
@@ -133,12 +133,12 @@ class Overlay(msgspec.Struct, frozen=True):
 
 
 def read_overlay(data: bytes) -> Overlay:
-    """An overlay as it was kept. Raises ValueError if it is none."""
+    """Decode a saved overlay. Raises ValueError if it is invalid."""
     try:
         overlay = msgspec.json.decode(data, type=Overlay)
     except jsonrpc.UNDECODABLE as exc:
         raise ValueError(str(exc)) from None
     if overlay.format != Overlay().format:
-        text = f"format {overlay.format} is not known"
+        text = f"format {overlay.format} is unknown"
         raise ValueError(text)
     return overlay

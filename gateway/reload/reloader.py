@@ -1,8 +1,8 @@
-"""The one path by which another config comes to hold: read, validate all, hand the whole to the fleet, one at a time.
+"""The single path for config changes, one at a time: read, validate everything, apply the whole.
 
-The reloader owns a task for each change under way, so that a client which hangs up does not leave one half done, and
-the one that watches the file. Invariant: what holds in the fleet is the source's base with its overlay; both are set
-only once the fleet has taken the config.
+The reloader owns a task for each running change, so that a disconnecting client does not interrupt it, and the task
+that watches the file. Invariant: the fleet's config is the source's base with its overlay; both are set only after the
+fleet has applied the config.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from gateway.supervisor.fleet import Applied, Fleet
 
 MAX_WAITING: Final = 32
-"""Changes that may wait for their turn; each may take as long as a backend takes to start."""
+"""Limit of queued changes; each may take as long as a backend's start."""
 LOOKS: Final = 3
-"""Times that a file which is not valid is read before it counts: editors write in two steps."""
+"""Attempts at reading an invalid file before it is rejected: editors write in two steps."""
 LOOK_AGAIN_AFTER: Final = 0.3
-"""Seconds between these."""
+"""Seconds between these attempts."""
 WATCH_AFTER: Final = 1.0
-"""Seconds after which the watch begins, so that its import is in nobody's way at the start; no change is missed."""
+"""Seconds before the watch starts, so that its import does not delay the start; no change is missed."""
 
 log = logging.getLogger("gateway.reload")
 
 
 class NotChangeable(RequestError):
-    """The server can be changed only where its config comes from."""
+    """The server can only be changed in its config's source."""
 
     code: ClassVar[str] = "not_changeable"
 
 
 class LastReload(msgspec.Struct, frozen=True):
-    """The latest change that was tried: when, what asked for it, and why it was refused, if it was."""
+    """The latest attempted change: time, origin, and the reason if it was refused."""
 
     at: str
     by: str
@@ -56,7 +56,7 @@ class LastReload(msgspec.Struct, frozen=True):
 
 
 class Reloader:
-    """Does one change at a time."""
+    """Applies one change at a time."""
 
     nursery: trio.Nursery
 
@@ -68,15 +68,15 @@ class Reloader:
         apply: Callable[..., Awaitable[Applied]] | None = None,
         check: Callable[[Config], None] | None = None,
     ) -> None:
-        """Make one; `apply` puts a config in place, as `Fleet.apply` does, which is used without it.
+        """Create it; `apply` applies a config (default: `Fleet.apply`).
 
-        `check` is called with each that is about to, and raises ConfigError for one that cannot hold in this run.
+        `check` is called first and raises ConfigError for a config that cannot apply to this run.
         """
         self.last: LastReload | None = None
         self.counts = {"applied": 0, "refused": 0}
-        """How many changes came to which end."""
+        """The number of changes by result."""
         self.on_news: list[Callable[[dict[str, Any]], None]] = []
-        """Told when a change begins, and what came of it. They must not wait."""
+        """Callbacks for the start and the result of a change. They must not block."""
         self._source = source
         self._fleet = fleet
         self._put_in_place = apply or fleet.apply
@@ -86,7 +86,7 @@ class Reloader:
         self._running = False
 
     async def run(self, *, watching: bool = True, task_status: trio.TaskStatus[None]) -> None:
-        """Own the changes under way; runs until cancelled."""
+        """Own the running changes until cancelled."""
         async with trio.open_nursery() as self.nursery:
             self._running = True
             try:
@@ -99,24 +99,24 @@ class Reloader:
                 self._running = False
 
     def stop(self) -> None:
-        """End what is under way, unless the fleet has taken it already; whoever waits gets ShuttingDown."""
+        """Cancel running changes that the fleet has not applied yet; their callers get ShuttingDown."""
         if self._running:
             self._running = False
             self.nursery.cancel_scope.cancel(reason="the gateway is stopping")
 
-    # What others ask for. All of them raise ConfigError, Busy or ShuttingDown; nothing has changed then.
+    # Requests. All of them raise ConfigError, Busy or ShuttingDown without having changed anything.
 
     async def reload(self, by: str) -> Applied:
-        """Read the file anew, and have what it says hold."""
+        """Read the file again and apply it."""
         return await self._do(by, partial(self._reload, by))
 
     def reload_soon(self, by: str) -> None:
-        """The same, without waiting for the end; it is logged."""
+        """Start a reload without waiting; its result is logged."""
         if self._running:
             self.nursery.start_soon(self._quietly, by, 1)
 
     async def put(self, servers: dict[str, dict[str, Any]]) -> Applied:
-        """Add or replace servers, given as a config file has them."""
+        """Add or replace servers, given in the format of a config file."""
 
         def edit(overlay: Overlay, base: Base) -> Overlay:
             for name, raw in servers.items():
@@ -126,7 +126,7 @@ class Reloader:
         return await self._do("api", partial(self._edit, edit, "api"))
 
     async def remove(self, name: str) -> Applied:
-        """Remove a server. Raises UnknownServer too."""
+        """Remove a server. Also raises UnknownServer."""
 
         def edit(overlay: Overlay, base: Base) -> Overlay:
             self._check_known(name)
@@ -135,7 +135,7 @@ class Reloader:
         return await self._do("api", partial(self._edit, edit, "api"))
 
     async def switch(self, name: str, *, disabled: bool) -> Applied:
-        """Turn a server off or on. Raises UnknownServer too."""
+        """Disable or enable a server. Also raises UnknownServer."""
 
         def edit(overlay: Overlay, base: Base) -> Overlay:
             self._check_known(name)
@@ -144,7 +144,7 @@ class Reloader:
         return await self._do("api", partial(self._edit, edit, "api"))
 
     async def restart(self, name: str) -> Applied:
-        """Start a server anew, beside the one that runs. Raises UnknownServer, and NotChangeable for a disabled one."""
+        """Restart a server, starting the replacement first. Raises UnknownServer; NotChangeable if disabled."""
 
         async def restart() -> Applied:
             if self._check_known(name).disabled:
@@ -156,26 +156,26 @@ class Reloader:
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """Where a config's variables are looked up."""
+        """The variables for a config."""
         return self._source.environ
 
     def origin(self, name: str) -> str:
-        """Where a server comes from: `file`, `api`, or `file, changed by api`."""
+        """Return a server's origin: `file`, `api`, or `file, changed by api`."""
         change = self._source.overlay.changes.get(name)
         given = "given" if self._source.path is None else "file"
         if change is None:
             return given
         return "api" if change.over is None else f"{given}, changed by api"
 
-    # The tasks.
+    # Tasks.
 
     async def _do(self, by: str, job: Callable[[], Awaitable[Applied]]) -> Applied:
-        """Do a job in a task of the reloader's own, when it is its turn."""
+        """Run a job in one of the reloader's tasks, in turn."""
         if not self._running:
             text = "the gateway is not running"
             raise ShuttingDown(text)
         if self._waiting >= MAX_WAITING:
-            text = f"{MAX_WAITING} changes of the config are waiting; try again"
+            text = f"{MAX_WAITING} changes of the config are queued; retry later"
             raise Busy(text)
         self._waiting += 1
         results: list[Applied] = []
@@ -208,11 +208,11 @@ class Reloader:
             tell({"at": now_iso(), "by": by, "reload": what, **further})
 
     async def _quietly(self, by: str, looks: int) -> None:
-        """Reload; what comes of it is in the log and in `last`."""
+        """Reload; the result is in the log and in `last`."""
         try:
             await self._do(by, partial(self._reload, by, looks))
         except (ConfigError, ShuttingDown):
-            return  # logged where it was found
+            return  # already logged
         except GatewayError as exc:
             log.warning("not reloaded: %s", exc, extra={"event": "config_not_reloaded", "by": by, "code": exc.code})
 
@@ -281,7 +281,7 @@ class Reloader:
             await trio.to_thread.run_sync(self._source.save_overlay, overlay)
         except OSError as exc:
             extra = {"event": "api_changes_not_saved"}
-            log.error("what was changed over the API will not survive a restart: %s", exc, extra=extra)
+            log.error("changes over the API will be lost at a restart: %s", exc, extra=extra)
 
     def _refused(self, by: str, problem: ConfigError) -> ConfigError:
         self.last = LastReload(now_iso(), by, ok=False, problems=tuple(map(str, problem.problems)))

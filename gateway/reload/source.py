@@ -1,6 +1,6 @@
-"""Where the config comes from: a file, and what the management API has changed over it, kept in the state directory.
+"""The source of the config: a file, and the changes over the management API, saved in the state directory.
 
-Everything in here blocks; whoever runs a loop calls it in a thread.
+Everything here blocks; call it in a thread from a loop.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ log = logging.getLogger("gateway.reload")
 
 
 class ConfigSource:
-    """A config file, or a config that a program gives as it is (then `path` is None and `given` is not).
+    """A config file, or a config passed by a program (then `path` is None and `given` is set).
 
-    `name` stands in place of `gateway.name`; `store` is where changes are kept, None keeps none beyond this run.
+    `name` replaces `gateway.name`; `store` saves the changes, with None they are lost at exit.
     """
 
     def __init__(
@@ -49,24 +49,24 @@ class ConfigSource:
         self.base = Base(Config({}) if given is None else given)
         self.overlay = Overlay()
         self.mark: Mark = ()
-        """What the file was like when it was read last; see `watch`."""
+        """The mark of the file when it was last read; see `watch`."""
         self._files = None if path is None else files_of(path, environ)
         self._pipe: tuple[int, int] | None = None
-        """Which pipe the config was read from, which can be done only once."""
+        """The pipe that the config was read from, which is possible only once."""
         self._name = name
         self._store = store
 
     def open(self) -> Config:
-        """Read for the first time, with what was changed over the API.
+        """Read the config for the first time, with the changes over the API.
 
         Raises:
-            ConfigError: the file is not valid.
+            ConfigError: the file is invalid.
         """
         self.base = self.read()
         return self.compose()
 
     def compose(self) -> Config:
-        """The base with what was changed over the API; what no longer fits is left out and logged."""
+        """Apply the changes over the API to the base; discard and log those that no longer apply."""
         overlay = Overlay()
         if self._store is not None and self.path is not None:
             path = self._store.overlay_path(self.path)
@@ -76,7 +76,7 @@ class ConfigSource:
                 pass
             except (OSError, ValueError) as exc:
                 log.warning(
-                    "what was changed over the API cannot be read and is left out: %s: %s",
+                    "discarding unreadable changes over the API: %s: %s",
                     path,
                     exc,
                     extra={"event": "api_changes_dropped"},
@@ -87,7 +87,7 @@ class ConfigSource:
             return self.overlay.compose(self.base, self.environ)
         except ConfigError as exc:
             log.error(
-                "what was changed over the API is left out, for it is not valid any more: %s",
+                "ignoring changes over the API that are no longer valid: %s",
                 exc,
                 extra={"event": "api_changes_dropped", "code": exc.code},
             )
@@ -95,11 +95,13 @@ class ConfigSource:
             return self.base.config
 
     def read(self) -> Base:
-        """What the file says now. Raises ConfigError."""
+        """Read the file's present config. Raises ConfigError."""
         if self.path is None:
             return self.base
         if self._pipe is not None and self._pipe == _pipe_at(self.path):
-            log.warning("config %s is a pipe, which was read at the start; restart the gateway to read it", self.path)
+            log.warning(
+                "config %s is a pipe, which was read at the start; restart the gateway to read it again", self.path
+            )
             return self.base
         self.mark = mark_of(self.path)
         self._pipe = _pipe_at(self.path)
@@ -113,32 +115,32 @@ class ConfigSource:
 
     @property
     def keeps(self) -> bool:
-        """Whether changes survive a restart."""
+        """Whether changes are saved for the next run."""
         return self._store is not None and self.path is not None
 
     def save_overlay(self, overlay: Overlay) -> None:
-        """Have the changes survive a restart. Raises OSError."""
+        """Save the changes for the next run. Raises OSError."""
         if self._store is not None and self.path is not None:
             self._store.write(self._store.overlay_path(self.path), msgspec.json.encode(overlay))
 
     def log_discarded(self, names: list[str]) -> None:
-        """Log which changes have been overtaken by the file."""
+        """Log the changes that the file has superseded."""
         for name in names:
             log.warning(
-                "server %r: the file says something else now, so what was changed over the API is void",
+                "server %r: the config file has changed, discarding the change over the API",
                 name,
                 extra={"event": "api_changes_dropped", "backend": name},
             )
 
 
 def raw_servers(data: bytes, source: str = "") -> dict[str, dict[str, Any]]:
-    """The servers of a valid config as its text has them; the name of the `source` says in which format."""
+    """Return the servers of a valid config text; the name of the `source` determines the format."""
     root: dict[str, Any] = load_valid(data, source)
     return cast("dict[str, dict[str, Any]]", root.get("mcpServers", root.get("servers")))
 
 
 def _pipe_at(path: Path) -> tuple[int, int] | None:
-    """Which pipe stands at a path; None if none does."""
+    """Return the identity of a pipe at a path; None if it is not a pipe."""
     try:
         found = path.stat()
     except OSError:

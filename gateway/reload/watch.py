@@ -1,8 +1,8 @@
-"""Tells when a config file has become another one, however that came about.
+"""Watcher for changes of a config file, however they are made.
 
-What is watched are the directories, not the file: that of the name and that of what it leads to. So a file that is
-renamed into place, deleted and made anew, or reached over a symlink that is swapped (as config maps do it) is seen. A
-look at the file every few seconds finds what no event tells, as on network file systems. One thread, in `watchfiles`.
+It watches the directories of the path and of its target, not the file, which detects a file that is renamed into place,
+deleted and recreated, or behind a swapped symlink (as in config maps). Polling every few seconds finds changes without
+events, as on network file systems. There is one thread, in `watchfiles`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STEP_MS: Final = 200
-"""How long a burst of events must pause to be over; also how long the thread lives on after it is told to end."""
+"""Pause that ends a burst of events; also the time that the thread needs to stop."""
 DEBOUNCE_MS: Final = 1_000
-"""How long a burst of events is waited out at most."""
+"""Longest burst of events that is awaited."""
 LOOK_MS: Final = 1_000
-"""How often the file is looked at where no event comes."""
+"""Interval of polling without events."""
 RETRY_INTERVAL: Final = 2.0
-"""Seconds between two looks where directories cannot be watched at all."""
+"""Seconds between two checks if directories cannot be watched at all."""
 
 log = logging.getLogger("gateway.reload")
 
@@ -34,10 +34,10 @@ Mark = tuple[object, ...]
 
 
 def mark_of(path: Path) -> Mark:
-    """What changes whenever the file becomes another one; empty while it is not there."""
+    """Return a value that changes with the file; empty if it is absent."""
     try:
         found = path.stat()
-        if stat.S_ISFIFO(found.st_mode):  # whatever is written into it, it is the same one
+        if stat.S_ISFIFO(found.st_mode):  # a pipe stays the same, whatever is written to it
             return (os.path.realpath(path), found.st_ino)
         return (os.path.realpath(path), found.st_ino, found.st_mtime_ns, found.st_size)
     except OSError:
@@ -47,7 +47,7 @@ def mark_of(path: Path) -> Mark:
 async def watch(
     path: Path, changed: Callable[[], Awaitable[None]], *, since: Mark, retry_interval: float = RETRY_INTERVAL
 ) -> None:
-    """Await `changed()` whenever the file is another one than at the last look, first `since`; until cancelled."""
+    """Call `changed()` whenever the file differs from the last check, first from `since`; until cancelled."""
     seen = since
     stop = threading.Event()
     try:
@@ -55,20 +55,18 @@ async def watch(
             directories = _directories(path)
             try:
                 events = await trio.to_thread.run_sync(_events, directories, stop, abandon_on_cancel=True)
-            except (ImportError, OSError, RuntimeError) as exc:  # not installed, or not for this system
-                log.warning(
-                    "directories cannot be watched (%s); the config is looked at every %g s", exc, retry_interval
-                )
+            except (ImportError, OSError, RuntimeError) as exc:  # not installed, or not available for this system
+                log.warning("directories cannot be watched (%s): polling the config every %g s", exc, retry_interval)
                 events = None
             if events is None:
                 await _poll(path, changed, seen, retry_interval)
             alive = True
             while alive and directories == _directories(path):
                 found = mark_of(path)
-                if found != seen and found:  # a file that is not there now is about to be made anew
+                if found != seen and found:  # a missing file is about to be recreated
                     seen = found
                     await changed()
-                # May be abandoned: the thread only waits, and ends by itself once `stop` is set.
+                # May be abandoned: the thread only waits, and ends once `stop` is set.
                 alive = await trio.to_thread.run_sync(_next, events, abandon_on_cancel=True)
             events.close()
             if not alive:
@@ -78,7 +76,7 @@ async def watch(
 
 
 async def _poll(path: Path, changed: Callable[[], Awaitable[None]], seen: Mark, interval: float) -> Never:
-    """Look at the file every `interval` seconds, until cancelled."""
+    """Check the file every `interval` seconds, until cancelled."""
     while True:
         found = mark_of(path)
         if found != seen and found:
@@ -88,7 +86,7 @@ async def _poll(path: Path, changed: Callable[[], Awaitable[None]], seen: Mark, 
 
 
 def _directories(path: Path) -> dict[str, int]:
-    """The directories to watch, and which ones they are: one that was made anew has to be watched anew."""
+    """Return the directories to watch with their identity, since a recreated one must be watched again."""
     found: dict[str, int] = {}
     for name in {os.path.dirname(os.path.abspath(path)), os.path.dirname(os.path.realpath(path))}:  # noqa: PTH100, PTH120
         try:
@@ -101,7 +99,7 @@ def _directories(path: Path) -> dict[str, int]:
 def _events(directories: dict[str, int], stop: threading.Event) -> Generator[object]:
     from watchfiles import watch as watch_files
 
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of every event in the directory
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it reports every event in the directory
     return watch_files(
         *directories,
         watch_filter=None,
@@ -117,7 +115,7 @@ def _events(directories: dict[str, int], stop: threading.Event) -> Generator[obj
 
 
 def _next(events: Generator[object]) -> bool:
-    """Wait for an event or a timeout; False if directories cannot be watched, or not any more."""
+    """Wait for an event or a timeout; return False if directories cannot be watched, or no longer."""
     try:
         return next(events, None) is not None
     except (OSError, RuntimeError) as exc:  # no such directory; no more inotify watches

@@ -1,8 +1,8 @@
-"""Logs and the audit file: never in the way of what they tell about, and never on stdout.
+"""Logs and the audit file, which never block their callers and never write to stdout.
 
-`logs` owns the thread that writes to stderr, `formats` makes one line of one event, `gateway.masking` removes secrets,
-`fields` names the session and backend of a task, `line_file` appends lines to a file. Whatever is logged, nothing here
-waits, one event is one line, and it contains no secret of the config.
+`logs` owns the thread that writes to stderr, `formats` formats an event as one line, `gateway.masking` removes secrets,
+`fields` names the session and backend of a task, `line_file` appends lines to a file. Nothing here waits, each event is
+one line, and it contains no secret of the config.
 """
 
 from gateway.masking import SECRETS

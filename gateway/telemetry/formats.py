@@ -1,7 +1,7 @@
-r"""One event, one line: for people (`console`) or for programs (`json`).
+r"""Formatting of events as one line each: text (`console`) or JSON (`json`).
 
-What is logged was often written by others (a backend's stderr, a client's names), so newlines and control characters
-are escaped: nobody can forge a line, or take over a terminal.
+Logged text often comes from others (a backend's stderr, a client's names), so newlines and control characters are
+escaped, which prevents forged lines and terminal escape sequences.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def one_line(text: str) -> str:
-    r"""A text with its control characters, line separators and changes of direction as `\n`, `\x1b`, `\u2028`."""
+    r"""Escape control characters, line separators and changes of direction as `\n`, `\x1b`, `\u2028`."""
     return _CONTROL.sub(_escape, text)
 
 
@@ -35,10 +35,10 @@ def _escape(found: re.Match[str]) -> str:
 
 
 class Console(logging.Formatter):
-    """`12:00:00 INFO    gateway.backend.time: text [call=7]`: fields that the text does not name already are added."""
+    """`12:00:00 INFO    gateway.backend.time: text [call=7]`: adds the fields that are not in the text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Format a record as one line."""
         message = SECRETS.mask(record.getMessage())
         fields = {name: SECRETS.mask(str(value)) for name, value in fields_of(record).items()}
         extra = [f"{name}={value}" for name, value in fields.items() if value not in message]
@@ -55,10 +55,10 @@ def _clock(second: int) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """`{"time", "level", "logger", "message"}`, then the event and the fields that are known, then any `traceback`."""
+    """`{"time", "level", "logger", "message"}`, then the event, the known fields, and any `traceback`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """Format a record as one line."""
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         event: dict[str, object] = {
             "time": when.replace("+00:00", "Z"),
@@ -74,7 +74,7 @@ class JsonLines(logging.Formatter):
 
 
 def _masked(value: object) -> object:
-    """A field without secrets. JSON that had some is shown as a text, since what was cut out may break it."""
+    """Mask a field. JSON with secrets becomes text, since masking may break it."""
     if isinstance(value, str):
         return SECRETS.mask(value)
     if not isinstance(value, msgspec.Raw):
@@ -85,7 +85,7 @@ def _masked(value: object) -> object:
 
 
 def encode_line(event: dict[str, object]) -> str:
-    """An event as one line of JSON, whatever its texts hold."""
+    """Encode an event as one line of JSON, whatever its texts contain."""
     try:
         text = msgspec.json.encode(event, enc_hook=repr).decode()
     except UnicodeEncodeError:  # a lone surrogate
@@ -94,7 +94,7 @@ def encode_line(event: dict[str, object]) -> str:
             for key, value in event.items()
         }
         text = msgspec.json.encode(clean, enc_hook=repr).decode()
-    return one_line(text)  # what JSON itself need not escape
+    return one_line(text)  # characters that JSON need not escape
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str | None:

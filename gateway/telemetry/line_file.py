@@ -1,7 +1,7 @@
-"""Lines appended to a file that others read: mode 0600, whole lines, opened anew when it has been moved away.
+"""Appending of whole lines to a file of mode 0600, which is reopened after rotation.
 
-`put` never waits: lines queue, bounded, and the oldest are dropped and counted when the disk does not keep up. One
-task, `run`, owns the file and writes batches in a worker thread, so that a disk that hangs holds up nobody.
+`put` never waits: lines are queued, and if the disk is too slow the oldest are dropped and counted. One task, `run`,
+owns the file and writes batches in a worker thread, so that a hanging disk blocks nothing else.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_LINES: Final = 20_000
-"""Lines that may wait for the disk: some seconds of the most calls that one gateway serves."""
+"""Limit of queued lines: some seconds at the maximum call rate of a gateway."""
 MAX_BYTES: Final = 32 * 1024 * 1024
-"""Bytes of them."""
+"""Limit of queued bytes."""
 GATHER: Final = 0.1
-"""Seconds that lines are gathered before they are written: a trip to the worker thread costs more than a call."""
+"""Seconds to collect lines before a write: a switch to the worker thread costs more than a call."""
 WRITE_BOUND: Final = 2.0
-"""Seconds that one write may take; the end of the gateway waits for the disk no longer than twice that."""
+"""Seconds for one write; shutdown waits for the disk at most twice as long."""
 RETRY_AFTER: Final = 5.0
-"""Seconds until a file that could not be written is tried again; meanwhile lines queue."""
+"""Seconds before retrying a failed write; lines are queued meanwhile."""
 
 log = logging.getLogger("gateway.audit")
 in_thread = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
@@ -47,23 +47,23 @@ class LineFile:
         write_timeout: float = WRITE_BOUND,
         retry_after: float = RETRY_AFTER,
     ) -> None:
-        """Make one; `note_lost` gives the line that says how many were dropped before it."""
+        """Create it; `note_lost` returns the line that reports the number of dropped lines."""
         self.path = path
         self._max_lines, self._max_bytes = max_lines, max_bytes
         self._write_timeout, self._retry_after = write_timeout, retry_after
         self.dropped = 0
-        """Lines that were dropped, in all."""
+        """Total number of dropped lines."""
         self._note_lost = note_lost
         self._lines: deque[bytes] = deque()
         self._bytes = self._lost = 0
         self._some = trio.Event()
-        self._some.set()  # so that a file which cannot be opened is told of at once
+        self._some.set()  # to report immediately that a file cannot be opened
         self._fd: int | None = None
         self._reopen = False
-        self._thread = trio.CapacityLimiter(1)  # its own: a disk that hangs must not take all threads there are
+        self._thread = trio.CapacityLimiter(1)  # a separate limit: a hanging disk must not use up all threads
 
     def put(self, line: bytes) -> None:
-        """Queue one line, without its newline; at once."""
+        """Queue one line, given without its newline, without waiting."""
         self._lines.append(line)
         self._bytes += len(line)
         while len(self._lines) > self._max_lines or self._bytes > self._max_bytes:
@@ -73,12 +73,12 @@ class LineFile:
         self._some.set()
 
     def reopen(self) -> None:
-        """Go on in a file of the same name: somebody has moved the present one away."""
+        """Reopen the file by name, after it has been rotated."""
         self._reopen = True
         self._some.set()
 
     async def run(self) -> None:
-        """Own the file until cancelled; then write what is left, as far as the write timeout allows."""
+        """Own the file until cancelled, then write the remaining lines within the write timeout."""
         try:
             while True:
                 await self._some.wait()
@@ -87,7 +87,7 @@ class LineFile:
                 try:
                     await self._write()
                 except OSError as exc:
-                    log.error("calls cannot be noted in %s, they are tried again: %s", self.path, exc)
+                    log.error("cannot write to the audit file %s, will retry: %s", self.path, exc)
                     await trio.sleep(self._retry_after)
                     self._some.set()
         finally:
@@ -95,12 +95,12 @@ class LineFile:
                 with trio.move_on_after(self._write_timeout, shield=True):
                     await self._write(last=True)
             except OSError as exc:
-                log.error("the last calls were not noted in %s: %s", self.path, exc)
+                log.error("the last lines were not written to the audit file %s: %s", self.path, exc)
 
     async def _write(self, *, last: bool = False) -> None:
-        """Write what is queued, also when cancelled. Raises OSError; what was certainly not written is queued still."""
+        """Write the queued lines, even if cancelled. Raises OSError and keeps lines that were not written."""
         if not self._thread.available_tokens:
-            raise OSError(errno.ETIMEDOUT, "the disk has not taken the lines before these yet")
+            raise OSError(errno.ETIMEDOUT, "the previous lines have not been written yet")
         lines, lost = list(self._lines), self._lost
         self._lines.clear()
         self._bytes = self._lost = 0
@@ -114,9 +114,9 @@ class LineFile:
             self._bytes += sum(map(len, lines))
             self._lost += lost
             raise
-        if scope.cancelled_caught:  # whether it is written is unknown; the thread has the file, which is left to it
+        if scope.cancelled_caught:  # the result is unknown; the thread keeps the file
             self._fd = None
-            text = f"the disk takes longer than {self._write_timeout:g} s for {len(lines)} lines"
+            text = f"writing {len(lines)} lines took longer than {self._write_timeout:g} s"
             raise OSError(errno.ETIMEDOUT, text)
 
     def _append(self, batch: bytes, reopen: bool, last: bool) -> None:
@@ -133,15 +133,15 @@ class LineFile:
 
 
 def open_private(path: str) -> int:
-    """A file to append to that only its owner can read, also one that was there before. Raises OSError.
+    """Open a file for appending, private to its owner even if it existed. Raises OSError.
 
-    A pipe, a device or a link is refused: opening may wait for ever there, and its mode is not ours to change.
+    Refuses pipes, devices and links: opening them may block forever, and their mode is not ours to change.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     fd = os.open(path, flags, 0o600)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "it is no file")
+            raise OSError(errno.EINVAL, "not a regular file")
         os.fchmod(fd, 0o600)
     except OSError:
         os.close(fd)

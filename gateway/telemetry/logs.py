@@ -1,7 +1,7 @@
-"""Logs: to stderr, through a bounded queue and one thread, so that a reader of stderr that stalls stalls nobody else.
+"""Logging to stderr through a bounded queue and one thread, so that a stalled reader blocks nothing else.
 
-Invariant: nothing in here ever waits for stderr or writes to stdout. `open_logging` owns the thread; on leaving it
-gives the thread a bounded time to write what is queued and then lets it go.
+Invariant: nothing here waits for stderr or writes to stdout. `open_logging` owns the thread; on leaving, the thread
+gets a bounded time to write the queued lines and is then abandoned.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from gateway.telemetry.formats import Format
 
 MAX_QUEUED: Final = 10_000
-"""Log lines that may wait for stderr; the oldest are dropped, and counted in the next line that gets out."""
+"""Limit of queued log lines; the oldest are dropped, and counted in the next written line."""
 BATCH_LINES: Final = 100
-"""Lines that one write has."""
+"""Lines in one write."""
 FLUSH_TIMEOUT: Final = 0.5
-"""Seconds that the end of the program waits for a stalled reader of stderr."""
+"""Seconds that the exit waits for a stalled reader of stderr."""
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def now_iso() -> str:
-    """The present in UTC, ISO 8601, to the millisecond."""
+    """Return the current time in UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _StderrWriter(logging.Handler):
-    """Formats records where they are made, and leaves the writing to its thread."""
+    """Formats records in the calling thread, and writes them in its own."""
 
     def __init__(self, fd: int, max_queued: int, flush_timeout: float) -> None:
         super().__init__()
         self.dropped = 0
-        """Lines that were dropped, in all."""
+        """Total number of dropped lines."""
         self._fd = fd
         self._flush_timeout = flush_timeout
         self._lines: deque[bytes] = deque(maxlen=max_queued)
@@ -86,10 +86,10 @@ class _StderrWriter(logging.Handler):
                     except BlockingIOError:  # a terminal's stderr is its stdin, which the stdio frontend unblocks
                         select.select([], [self._fd], [], self._flush_timeout)
                     except OSError:
-                        return  # stderr has no reader; nothing may fail for that
+                        return  # stderr has no reader, which must not cause a failure
 
     def close(self) -> None:
-        """Write what is queued, for at most the flush timeout."""
+        """Write the queued lines, for at most the flush timeout."""
         self._closing = True
         self._ready.set()
         self._thread.join(self._flush_timeout)
@@ -97,7 +97,7 @@ class _StderrWriter(logging.Handler):
 
 
 def dropped_lines() -> int:
-    """Log lines that this process has dropped so far because nobody read its stderr."""
+    """Return the number of log lines dropped so far because stderr was not read."""
     handlers = logging.getLogger().handlers
     return sum(handler.dropped for handler in handlers if isinstance(handler, _StderrWriter))
 
@@ -106,7 +106,7 @@ def dropped_lines() -> int:
 def open_logging(
     level: str, form: Format = "console", *, max_queued: int = MAX_QUEUED, flush_timeout: float = FLUSH_TIMEOUT
 ) -> Generator[None]:
-    """Send the gateway's logs to stderr while the context is open, one line each in this form."""
+    """Send the gateway's logs to stderr while the context is open, in this format."""
     handler = _StderrWriter(sys.stderr.fileno(), max_queued, flush_timeout)
     handler.setFormatter(JsonLines() if form == "json" else Console())
     root = logging.getLogger()

@@ -233,7 +233,7 @@ async def test_the_periodic_look_finds_descendants_unasked() -> None:
 @pytest.mark.parametrize(
     ("argv", "cwd", "says"),
     [
-        (("no-such-program",), None, r"command 'no-such-program' not found \(looked on PATH=/usr/bin:/bin\)"),
+        (("no-such-program",), None, r"command 'no-such-program' not found \(PATH=/usr/bin:/bin\)"),
         (("/no/such/program",), None, r"command '/no/such/program' not found \(a path"),
         (("{tmp}/plain",), None, r"command '.*plain' may not be executed"),
         (("cat",), "/no/such/place", r"working directory '/no/such/place' does not exist"),
@@ -241,7 +241,7 @@ async def test_the_periodic_look_finds_descendants_unasked() -> None:
         ((), None, "the command is empty"),
         (("cat", "a\0b"), None, "null byte"),
         (("{tmp}/script",), None, r"interpreter in the first line of '.*script'"),
-        (("{tmp}/garbage",), None, "no program for this system"),
+        (("{tmp}/garbage",), None, "not a program for this system"),
     ],
 )
 async def test_a_failed_spawn_reports_the_reason(argv, cwd, says, tmp_path) -> None:

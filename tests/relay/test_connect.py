@@ -406,7 +406,7 @@ async def test_a_gateway_that_would_call_itself_is_refused():
             await client.stdio.initialize()
             assert await say(client, "once") == "once"
             log = machine.sockets()[0].with_suffix(".log")
-            await until(lambda: "has started this relay" in log.read_text(encoding="utf-8"))
+            await until(lambda: "started by a gateway with the same config" in log.read_text(encoding="utf-8"))
             assert len(machine.gateways()) == 1
 
 
