@@ -1,9 +1,9 @@
-"""Makes or refreshes .venv from the locks: `bootstrap.py run|dev`, called by the commands of bin/.
+"""Creation and update of .venv from the locks: `bootstrap.py run|dev`, called by the commands of bin/.
 
-Invariant: a copy of a lock in .venv/.locked means that all it pins is installed. The copy is written last, and a
-marker stands while an install runs, so that an interrupted one is thrown away and never trusted. One process at
-a time: the others wait for its file lock, which the installer inherits, so that it is held as long as anything
-writes into .venv. Standard library only; says what it does on stderr. pip's own configuration decides on the index.
+Invariant: a copy of a lock in .venv/.locked means that all its pins are installed. The copy is written last, and a
+marker exists while an install runs, so that an interrupted install is discarded. One process runs at a time: the others
+wait for its file lock, which the installer inherits, so that it is held as long as anything writes to .venv. Standard
+library only; progress goes to stderr. The index comes from pip's own configuration.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ INSTALLING = LOCKED / "installing"
 RUN_LOCK = ROOT / "requirements.lock"
 DEV_LOCK = ROOT / "tests" / "requirements-dev.lock"  # holds all of RUN_LOCK, too
 
-LOCK_WAIT = 900.0  # seconds for another process to finish; longer than any install that is alive takes
-LOCK_POLL = 0.1  # seconds between two tries: flock has no wait with a bound
-INSTALL_WAIT = 840.0  # seconds for pip, so that who waits for the lock sees the end of it
+LOCK_WAIT = 900.0  # seconds for another process to finish; longer than any install
+LOCK_POLL = 0.1  # seconds between two attempts: flock has no timeout
+INSTALL_WAIT = 840.0  # seconds for pip, shorter than the wait for the lock
 PROBE_WAIT = 30.0  # seconds for an interpreter to say that it works
 
 
@@ -39,7 +39,7 @@ def say(message: str) -> None:
 
 
 def holds(lock: Path) -> bool:
-    """Whether what `lock` pins was installed completely, and no package came or went since (bootstrap.sh: holds)."""
+    """Return whether `lock` was fully installed and packages have not changed since (bootstrap.sh: holds)."""
     copy = LOCKED / lock.name
     try:
         age = copy.stat().st_mtime_ns
@@ -51,7 +51,7 @@ def holds(lock: Path) -> bool:
 
 
 def runs(*arguments: str) -> bool:
-    """Whether the venv's interpreter exits with 0 on `arguments`."""
+    """Return whether the venv's interpreter exits with 0 for `arguments`."""
     try:
         done = subprocess.run(
             [PYTHON, "-I", *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_WAIT, check=False
@@ -62,9 +62,9 @@ def runs(*arguments: str) -> bool:
 
 
 def make_empty() -> None:
-    """Put a fresh venv in place of whatever is there."""
+    """Replace .venv by a new one."""
     if VENV.exists() or VENV.is_symlink():
-        # Away in one step: a removal that is cut short would leave a venv that looks usable.
+        # Moved in one step: an interrupted removal would leave a venv that looks usable.
         old = ROOT / f".venv.old-{os.getpid()}"
         VENV.rename(old)
         old.unlink() if old.is_symlink() or old.is_file() else shutil.rmtree(old, ignore_errors=True)
@@ -76,13 +76,13 @@ def make_empty() -> None:
 def make_importable() -> None:
     """Make the clone importable for the venv's interpreter, children included, without touching PYTHONPATH."""
     for site in VENV.glob("lib/python3*/site-packages"):
-        # Relative, so that a clone that is moved or copied finds itself.
+        # Relative, so that a moved or copied clone still works.
         up = os.path.relpath(ROOT, site)
         (site / "trio-mcp-gateway-clone.pth").write_text(f"{up}\n", encoding="utf-8")
 
 
 def install(lock: Path, held: IO[str]) -> bool:
-    """Let pip install what `lock` pins; `held` is the file lock that it inherits."""
+    """Install `lock` with pip; `held` is the file lock that it inherits."""
     # A user's `pip install --user` default does not work in a venv.
     environment = os.environ | {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     command = [PYTHON, "-I", "-m", "pip", "install", "-qq", "--no-input", "--require-hashes", "-r", lock]
@@ -103,21 +103,21 @@ def install(lock: Path, held: IO[str]) -> bool:
 
 
 def refresh(wanted: list[Path], held: IO[str]) -> bool:
-    """Bring .venv to hold all of the `wanted` locks, the last of which includes the others."""
+    """Install all of the `wanted` locks into .venv; the last one includes the others."""
     lock = wanted[-1]
     usable = VENV.is_dir() and not INSTALLING.exists() and runs("-m", "pip", "--version")
     if not usable:
-        say("preparing .venv, which takes some seconds" if not VENV.exists() else "making .venv anew")
+        say("preparing .venv, which takes some seconds" if not VENV.exists() else "recreating .venv")
         make_empty()
     else:
-        # In place, so that a gateway that runs from it keeps every package that does not change.
+        # In place, so that a running gateway keeps the unchanged packages.
         say(f"bringing .venv up to {lock.name}")
         LOCKED.mkdir(exist_ok=True)
         INSTALLING.touch()
     for name in (RUN_LOCK.name, DEV_LOCK.name):
         (LOCKED / name).unlink(missing_ok=True)
     make_importable()
-    # Copies first into memory: what is stored is what pip was given, even if the file changes meanwhile.
+    # Read into memory first, so that the stored copy equals pip's input even if the file changes meanwhile.
     contents = {path.name: path.read_bytes() for path in wanted}
     if not install(lock, held):
         say(f"could not install what {lock.name} pins (pip's reason is above)")
@@ -131,7 +131,7 @@ def refresh(wanted: list[Path], held: IO[str]) -> bool:
 
 
 def wait_for_turn(held: IO[str]) -> bool:
-    """Take the file lock, or give up after `LOCK_WAIT` seconds."""
+    """Acquire the file lock; fail after `LOCK_WAIT` seconds."""
     deadline = time.monotonic() + LOCK_WAIT
     told = False
     while True:
@@ -149,7 +149,7 @@ def wait_for_turn(held: IO[str]) -> bool:
 
 
 def main(kind: str) -> int:
-    """Do what is to do for `kind`, "run" or "dev"; returns the exit code."""
+    """Prepare .venv for `kind`, "run" or "dev"; return the exit code."""
     wanted = [RUN_LOCK, DEV_LOCK] if kind == "dev" else [RUN_LOCK]
     cache = ROOT / ".cache"
     try:
