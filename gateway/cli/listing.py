@@ -32,7 +32,7 @@ def run(values: Values) -> int:
         values.config = config_path(values)
     for path in files:
         if path != values.file or not path.exists():
-            problem = f"{path}: not a file and not one of {', '.join(KINDS)}"
+            problem = f"{path}: no such file, and not one of {', '.join(KINDS)}"
             raise UsageError(problem, did_you_mean(str(path), KINDS).removeprefix("; "))
     chosen = [word for word in values.kind if word in KINDS] or KINDS
     kinds = [kind for word, several in KINDS.items() if word in chosen for kind in several]

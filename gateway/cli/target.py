@@ -212,7 +212,7 @@ def _for_once(config: Config, servers: dict[str, Any]) -> Config:
 def _config_of_peer(report: dict[str, Any], given: list[tuple[str, str]]) -> Config:
     """Return a config with the server in `--url` or in a running gateway's report as its only server."""
     if not report["urls"]:
-        problem = f"the gateway {report['pid']} serves only its own client, on stdio"
+        problem = f"the gateway {report['pid']} serves stdio, for its own client only"
         raise CommandError(problem, "--config FILE starts the servers temporarily; `list` works here")
     headers, key = dict(given), os.environ.get(KEY)
     if key and not any(name.lower() == "authorization" for name in headers):

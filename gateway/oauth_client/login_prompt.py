@@ -103,7 +103,7 @@ class LoginPrompt:
             return
         if self._may_open(prompted=bool(pending_calls)):
             self._opened_at = trio.current_time()
-            log.warning("backend %r requires a login: opened its page in the browser", self._name)
+            log.warning("backend %r needs a login: opened its page in the browser", self._name)
             if await self._open_page(url):
                 return
         raise LoginRequired(self._name)

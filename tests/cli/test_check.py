@@ -109,7 +109,7 @@ def test_as_json(check):
 
 def test_it_reports_access_and_views(check):
     config = {"mcpServers": {"a": {"command": "x"}}}
-    assert "\naccess: open to everybody" in check(json.dumps(config))[1]
+    assert "\naccess: open to all clients" in check(json.dumps(config))[1]
     hashed = "sha256:" + 64 * "0"
     key = {"name": "alice", "hash": hashed, "servers": ["a"]}
     oauth = {"resource": "https://gw.example/mcp", "issuer": "https://login.example"}

@@ -151,7 +151,7 @@ def test_every_clients_config_is_imported_and_served(cli, tmp_path, client):
     assert servers(tmp_path / "mine.json") == spelled
     for variable in re.findall(r"\$\{(\w+):-\}", json.dumps(spelled)):
         assert re.search(rf"variables: .*{variable}", out)
-        assert re.search(rf"takes .*{variable}.* from the environment", err)
+        assert re.search(rf"needs .*{variable}.* from the environment", err)
     assert cli("check", "mine.json")[0] == 0
 
 

@@ -196,7 +196,7 @@ async def test_a_missing_or_wrong_key_is_named(command, tmp_path, capsys, monkey
     config = {"mcpServers": {"one": echo_backend() | QUICK}, "access": ACCESS}
     async with open_gateway_process(config, env={"MCP_GATEWAY_STATE_DIR": str(state)}):
         with trio.fail_after(30):
-            for key, hint in ((None, "none was sent"), ("wrong", "is not accepted")):
+            for key, hint in ((None, "is required"), ("wrong", "was rejected")):
                 if key is not None:
                     monkeypatch.setenv("MCP_GATEWAY_KEY", key)
                 assert await trio.to_thread.run_sync(main, [*command, "--json"]) == 1

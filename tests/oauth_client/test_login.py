@@ -834,7 +834,7 @@ async def test_a_registered_client_is_used_again(tmp_path: Path) -> None:
 async def test_a_redirect_port_in_use_is_reported(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         port = int(harness.peer.mcp.rpartition(":")[2])
-        with pytest.raises(BackendUnavailable, match=f"port {port} on 127.0.0.1 is taken"):
+        with pytest.raises(BackendUnavailable, match=f"port {port} on 127.0.0.1 is in use"):
             async with harness.open(oauth={"redirect_port": port}):
                 pass
 

@@ -181,7 +181,7 @@ async def test_idle_and_endless_connections_hold_nothing_up() -> None:
 
 async def test_ports() -> None:
     async with open_redirect_listener(None) as first:
-        with pytest.raises(PortTaken, match=rf"port {first.port} on 127\.0\.0\.1 is taken \(oauth\.redirect_port\)"):
+        with pytest.raises(PortTaken, match=rf"port {first.port} on 127\.0\.0\.1 is in use \(oauth\.redirect_port\)"):
             async with open_redirect_listener(first.port):
                 pass
         async with open_redirect_listener(None, first.port) as second:  # only wished for: another one will do
