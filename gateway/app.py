@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from gateway.supervisor.fleet import Applied
 
 GC_THRESHOLD: Final = 5_000
-"""Objects made and not yet freed before the collector looks at the youngest: what a few hundred calls under way hold.
-At Python's 700 the looks took 3 % of a busy gateway's time."""
+"""Allocations before a collection of the youngest generation: what a few hundred active calls hold. Python's default of
+700 cost 3 % of a busy gateway's time."""
 M_MMAP_THRESHOLD: Final = -3
 LARGE_BLOCK_BYTES: Final = 2**18
-"""Larger blocks are mapped one by one. Most messages are smaller; a mapped one costs a page fault a page."""
+"""Larger blocks are mapped individually. Most messages are smaller; a mapped one costs one page fault per page."""
 RELOAD_SIGNALS: Final = () if sys.platform == "win32" else (signal.SIGHUP,)
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, *RELOAD_SIGNALS)
 
@@ -98,7 +98,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def binding(self) -> ListenAddress:
-        """Where the HTTP frontend listens."""
+        """The address of the HTTP frontend."""
         address = self.inherited or ListenAddress(host=self.host, port=self.port, uds=self.uds, uds_mode=self.uds_mode)
         return msgspec.structs.replace(address, tls_cert=self.tls_cert, tls_key=self.tls_key)
 
@@ -322,12 +322,12 @@ def spare_collector() -> None:
 
 
 def return_large_blocks() -> None:
-    """Have the allocator give the memory of each large message back as soon as the message is gone (glibc only).
+    """Make the allocator return the memory of each large message as soon as it is freed (glibc only).
 
     By default glibc raises this threshold to the size of what was freed, up to 32 MiB. Large messages then share the
     heap with small ones that outlive them: after 256 MiB of responses had waited, the process kept 200 MB more.
     """
-    import ctypes  # loaded already for children: it is not at the top for programs that embed the gateway
+    import ctypes  # already loaded for children; imported late for programs that embed the gateway
 
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)

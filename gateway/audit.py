@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from gateway.supervisor.supervisor import Supervisor
 
 MAX_NAME: Final = 200
-"""Characters of a name that a client gives."""
+"""Maximum length of a name from a client."""
 MAX_KNOWN_CLIENT: Final = 1_024
-"""Bytes of what a client says of itself that is read once for all its calls; a longer one may be another each time."""
+"""Limit in bytes for caching a client's `clientInfo`; a longer one may differ each time."""
 DENIED: Final = RateLimit(per_second=1.0, burst=30)
 """Rate of lines for refused requests: clients without a key must not fill the disk. The next line counts the rest."""
 MAX_ARGUMENTS: Final = 65_536

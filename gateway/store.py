@@ -229,7 +229,7 @@ class Store:
                 for kind, entries in found.items.items()
             }
             if not all(item.raw.startswith(b"{") for kind in items.values() for item in kind):
-                text = "an entry is no object"
+                text = "an entry is not an object"
                 raise msgspec.ValidationError(text)
             capabilities = {name: msgspec.Raw(bytes(span)) for name, span in found.capabilities.items()}
         except FileNotFoundError:

@@ -1,8 +1,7 @@
 """The operations of the management API: one row each, and the coroutine that handles it.
 
-A new endpoint is a handler here, its row in `OPERATIONS`, the method of `Management` in `servers` that it calls, and
-the Struct that it answers with in `documents`. The routes, the access checks and the OpenAPI document are made from the
-rows.
+To add an endpoint, add a handler here, its row in `OPERATIONS`, its method of `Management` in `servers`, and its
+response Struct in `documents`. The routes, the access checks and the OpenAPI document are generated from the rows.
 """
 
 from __future__ import annotations

@@ -253,7 +253,7 @@ def _file(client: str) -> Path:
 
 
 CLIENT = Flag("CLIENT", f"one of {', '.join(CLIENTS)}", complete=lambda _given: tuple(CLIENTS))
-ALL = Flag("--all", "all clients that are installed here", switch=True)
+ALL = Flag("--all", "all installed clients", switch=True)
 NAME = Flag("--name", "the name of the entry", "NAME", ENTRY)
 YES = Flag("--yes", "write without asking", switch=True)
 COMMANDS = (

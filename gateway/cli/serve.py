@@ -158,7 +158,7 @@ def _admin_access(values: Values, store: Store | None, host: str) -> AdminAccess
         try:
             token = find_token(values.admin_token, os.environ, store)
         except OSError as exc:
-            warn(f"there is no admin token, so the management API takes no changes: {exc}")
+            warn(f"no admin token, so the management API refuses changes: {exc}")
     return AdminAccess(values.admin, host=host, token=token)
 
 

@@ -100,7 +100,8 @@ class ConfigSource:
             return self.base
         if self._pipe is not None and self._pipe == _pipe_at(self.path):
             log.warning(
-                "config %s is a pipe, which was read at the start; restart the gateway to read it again", self.path
+                "config %s is a pipe, which was read at the start; restart the gateway to read it again",
+                self.path,
             )
             return self.base
         self.mark = mark_of(self.path)
