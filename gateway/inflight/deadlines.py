@@ -1,7 +1,7 @@
-"""The deadlines of pending calls: one task wakes those that are due.
+"""The deadlines of pending calls: one task wakes the calls that are due.
 
-A cancel scope for each wait cost a tenth of a call. Calls of one backend mostly have the same timeout, so that the next
-deadline seldom comes nearer: the task wakes once in a while, and looks at what waits then.
+A cancel scope for each wait cost a tenth of a call. Most calls of a backend have the same timeout, so the earliest
+deadline seldom moves closer: the task wakes rarely, and then looks at all waiting calls.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ import trio
 
 
 class Expiring(Protocol):
-    """A call that is due at a time, which may be extended meanwhile."""
+    """A call with a time to wake it, which may be extended."""
 
     @property
     def wakes_at(self) -> float:
-        """When it is due."""
+        """The time at which the call is due."""
         ...
 
     def wake_expired(self) -> None:
-        """Note that the time has passed, or that from now on only the call itself keeps its deadline."""
+        """Handle the end of the time, or of `Deadlines.run`, after which the call keeps its own deadline."""
         ...
 
 
 class Deadlines:
-    """Calls that wait for a time. Bounded by the pending calls: each is discarded when its wait ends."""
+    """Calls with a deadline. Bounded by the pending calls: each is discarded when its wait ends."""
 
     def __init__(self) -> None:
         self.is_running = False
-        """Whether `run` runs; otherwise a task that waits must keep its call's deadline itself."""
+        """Whether `run` is running; otherwise a waiting task keeps its call's deadline itself."""
         self._calls: set[Expiring] = set()
         self._scope = trio.CancelScope()
 
     def __len__(self) -> int:
-        """Calls that wait for a time."""
+        """Return the number of waiting calls."""
         return len(self._calls)
 
     def add(self, call: Expiring) -> None:
-        """Wake this call when its time has passed."""
+        """Wake this call when it is due."""
         self._calls.add(call)
         if call.wakes_at < self._scope.deadline:
             self._scope.deadline = call.wakes_at
 
     def discard(self, call: Expiring) -> None:
-        """Stop waiting for its time."""
+        """Stop watching this call."""
         self._calls.discard(call)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the deadlines until cancelled; what waits then is woken, and keeps its own from then on."""
+        """Keep the deadlines until cancelled; then wake all calls, which keep their own deadlines from there."""
         self.is_running = True
         task_status.started()
         try:
@@ -63,7 +63,7 @@ class Deadlines:
             self._wake_expired(math.inf)
 
     def _wake_expired(self, latest: float) -> None:
-        # Apart from `run`, in whose variables the last call would stay, with all that it carried.
-        for call in [one for one in self._calls if one.wakes_at <= latest]:
+        # Not part of `run`, whose frame would keep the last call, and its payload, alive.
+        for call in [call for call in self._calls if call.wakes_at <= latest]:
             self._calls.discard(call)
             call.wake_expired()

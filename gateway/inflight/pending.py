@@ -1,20 +1,15 @@
-"""A pending call: one call to one backend, from the moment its backend accepts it to its outcome.
+"""A pending call: one call to one backend, from its acceptance to its outcome. `state` has its state machine.
 
-It travels from a frontend through the supervisor's queue to the backend's session. Between two checkpoints trio is a
-lock, so all methods but `next` are plain and safe to call from any task. The frontend that submitted the call releases
-it (`Router.release`); a call that is closed before its outcome is cancelled at the backend.
+The call travels from a frontend through the supervisor's queue to the backend's session. Between two checkpoints trio
+is a lock, so all methods but `next` are synchronous and safe to call from any task. The frontend that submitted the
+call releases it (`Router.release`); closing a call before its outcome cancels it at the backend.
 
-    queued ──> sent ──> done          queued and sent calls may be cancelled, and may wait for the client;
-      ^ └───────│───────> done        a sent call returns to the queue when it may be sent once more
-      └─────────┘
-
-The client's side is a sink or a task. A sink is called in the step in which the outcome comes; when anything else
-happens to the call (an event before the outcome, its patience ends), the sink starts a task, which waits with `next`.
+The client's side is a sink or a task. The sink is called in the step in which the outcome arrives; for anything else
+(an event before the outcome, the end of its patience) the sink starts a task, which waits with `next`.
 """
 
 from __future__ import annotations
 
-import enum
 import math
 from collections import deque
 from itertools import count
@@ -24,6 +19,7 @@ import trio
 
 from gateway.calls import Complete, Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.errors import BackendTooSlow, IllegalTransition, Suspect
+from gateway.inflight.state import FINAL, TRANSITIONS, CallState
 from gateway.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND
 
 if TYPE_CHECKING:
@@ -34,33 +30,14 @@ if TYPE_CHECKING:
     from gateway.inflight.deadlines import Deadlines
 
 MAX_NOTICES: Final = 1_024
-"""Notifications of one call that may wait for its client; the oldest is dropped, since a newer progress supersedes it.
-More than a full pipe brings at once: a client that reads all the time must not lose any of a burst (of 1,000 log
-messages it lost 654 when this was 256)."""
+"""Notifications of one call queued for its client. Beyond it the oldest is dropped: newer progress supersedes older.
+More than one full pipe holds, so that a client that keeps reading loses none of a burst (with 256, it lost 654 of 1,000
+log messages)."""
 MAX_NOTICE_BYTES: Final = 4 * 1024 * 1024
-"""Bytes of them that may wait; one that is larger waits alone."""
+"""Bytes of queued notifications; a larger one is queued alone."""
 MAX_ASKS: Final = 16
-"""Requests to the client that one call may have open at once; one more is refused."""
+"""Open server requests of one call; further ones are refused."""
 
-
-class CallState(enum.StrEnum):
-    """How far a call is."""
-
-    QUEUED = "queued"
-    SENT = "sent"
-    WAITING_FOR_CLIENT = "waiting for the client"
-    DONE = "done"
-    CANCELLED = "cancelled"
-
-
-_ENDS: Final = frozenset({CallState.DONE, CallState.CANCELLED})
-TRANSITIONS: Final[dict[CallState, frozenset[CallState]]] = {
-    CallState.QUEUED: _ENDS | {CallState.SENT, CallState.WAITING_FOR_CLIENT},
-    CallState.SENT: _ENDS | {CallState.QUEUED, CallState.WAITING_FOR_CLIENT},
-    CallState.WAITING_FOR_CLIENT: _ENDS | {CallState.QUEUED, CallState.SENT},
-    CallState.DONE: frozenset(),
-    CallState.CANCELLED: frozenset(),
-}
 
 _numbers: Final = count(1)
 
@@ -70,11 +47,11 @@ class Counted(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Whether it may have no further calls."""
+        """Whether its access has ended, so that it may have no further calls."""
         ...
 
     def end_call(self) -> None:
-        """Count a call as over."""
+        """Count the end of a call."""
         ...
 
 
@@ -86,12 +63,12 @@ class CallOwner(Protocol):
         ...
 
     def take_back(self, pending: PendingCall, outcome: Outcome) -> bool:
-        """Queue a call again instead of ending it with this outcome; return whether that was done."""
+        """Queue a call again instead of ending it with this outcome; return whether it was queued."""
         ...
 
 
 class CallCarrier(Protocol):
-    """What has sent a call: the conversation with the backend, or the driver of the task it has become."""
+    """The sender of a call: the conversation with the backend, or the driver of the task that the call has become."""
 
     def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
         """Tell the backend to cancel the request. It must not wait."""
@@ -99,7 +76,7 @@ class CallCarrier(Protocol):
 
 
 class ClientSink(Protocol):
-    """Where the client's side of a call ends. Methods must not wait; an exception goes to `fail`."""
+    """The client's end of a call. Its methods must not wait; an exception goes to `fail`."""
 
     def finish(self, pending: PendingCall, outcome: Outcome) -> None:
         """Respond with the outcome of a call that has had no events."""
@@ -117,9 +94,9 @@ class ClientSink(Protocol):
 class PendingCall:
     """One call to one backend: its state, the events before its outcome, the outcome and the deadline.
 
-    `number` tells it from all others of this process, in logs and in the tree of pending calls; `request_id` is its id
-    at the backend; `as_task` says that it is sent as one that becomes the task `task_id`; `dropped` counts
-    notifications that its client was too slow for.
+    `number` is unique in this process, for logs and the tree of pending calls; `request_id` is the id at the backend;
+    `as_task` says that the call is sent as one that becomes the task `task_id`; `dropped` counts notifications that the
+    client was too slow to read.
     """
 
     __slots__ = (
@@ -173,14 +150,14 @@ class PendingCall:
         Args:
             call: the client's request.
             backend: the name of the backend that owns it.
-            own_name: what the backend calls the tool, prompt or resource.
-            timeout: seconds until its deadline; a request to the client starts them again.
-            max_time: where given, progress starts them again too, up to this many seconds in all.
-            as_task: whether the backend does this only as a task.
-            deadlines: what notices that the deadline has passed; None: `next` does.
-            counted: the principal whose calls are counted.
+            own_name: the backend's name of the tool, prompt or resource.
+            timeout: seconds until the deadline; a server request restarts them.
+            max_time: if given, progress restarts the timeout too, up to this many seconds in all.
+            as_task: whether the backend accepts the call only as a task.
+            deadlines: watches the deadline; None: `next` does.
+            counted: the principal that the call counts for.
             publish: returns the outcome with its URIs as clients know them.
-            sink: takes the outcome; None: a task waits with `next`.
+            sink: receives the outcome; None: a task waits with `next`.
             patience: seconds without an outcome after which the sink starts its task.
         """
         self.number = next(_numbers)
@@ -214,7 +191,7 @@ class PendingCall:
             deadlines.add(self)
 
     def _to(self, new: CallState) -> None:
-        """The one place where the state changes."""
+        """Change the state: the only place that does."""
         if new not in TRANSITIONS[self.state]:
             text = f"a call that is {self.state} cannot become {new}"
             raise IllegalTransition(text)
@@ -222,8 +199,8 @@ class PendingCall:
 
     @property
     def over(self) -> bool:
-        """Whether the backend's answer is of no use to the client: it is done or cancelled."""
-        return self.state in _ENDS
+        """Whether the call is done or cancelled, so that an answer of the backend is of no use."""
+        return self.state in FINAL
 
     @property
     def is_sent(self) -> bool:
@@ -232,26 +209,26 @@ class PendingCall:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the backend has sent nothing about the call, so that it may be sent once more."""
+        """Whether the backend has sent nothing about the call, so that it may be sent again."""
         return self._events is None and not self._asks
 
     @property
     def wakes_at(self) -> float:
-        """When `wake_expired` is due: at the deadline, or when the sink's patience ends."""
+        """The time at which `wake_expired` is due: the deadline, or the end of the sink's patience."""
         return self.deadline if self._sink is None else min(self.deadline, self._patient_until)
 
     def as_suspect(self) -> Suspect:
-        """The call as one that its backend may have died of."""
+        """Return the call as a possible cause of its backend's crash."""
         return Suspect(self.number, self.own_name or self.call.method, self.call.caller.origin)
 
-    # The way to the backend.
+    # Towards the backend.
 
     def queued(self, owner: CallOwner) -> None:
-        """Note which supervisor has accepted the call."""
+        """Record the supervisor that has accepted the call."""
         self._owner = owner
 
     def sent(self, carrier: CallCarrier, request_id: int, *, as_task: bool = False, task_id: str = "") -> None:
-        """Note what carries the request now: it was sent, sent as a task, or has become one."""
+        """Record the carrier of the request, which was sent, was sent as a task, or has become one."""
         if self.state is not CallState.SENT:
             self._to(CallState.SENT)
         self._carrier = carrier
@@ -260,16 +237,16 @@ class PendingCall:
         self.task_id = task_id
 
     def extend(self, seconds: float | None = None) -> None:
-        """Start the deadline again, with the call's own timeout (within `max_time`) or this many seconds."""
+        """Restart the deadline, with the call's own timeout (within `max_time`) or this many seconds."""
         deadline = trio.current_time() + (self.timeout if seconds is None else seconds)
         if self._latest is not None and seconds is None:
             deadline = min(deadline, self._latest)
         self.deadline = max(self.deadline, deadline)
 
-    # The way back: events before the outcome.
+    # Towards the client: events before the outcome.
 
     def notify(self, notification: Notification) -> None:
-        """Add a notification, in order; dropped after the end, and the oldest is dropped when too many wait."""
+        """Queue a notification, in order; drop it after the end, and the oldest one when too many are queued."""
         if self.over:
             return
         size = _size(notification)
@@ -278,7 +255,7 @@ class PendingCall:
             and self._notices
             and (self._notices >= MAX_NOTICES or self._notice_bytes + size > MAX_NOTICE_BYTES)
         ):
-            # Requests to the client are never dropped.
+            # Server requests are never dropped.
             oldest = next(event for event in self._events if isinstance(event, Notification))
             self._events.remove(oldest)
             self._notices -= 1
@@ -291,8 +268,8 @@ class PendingCall:
         self._put(notification)
 
     def ask(self, ask: ServerRequest) -> None:
-        """Add a request to the client; refused after the end, and when too many are open."""
-        self._asks = [one for one in self._asks if not one.settled]
+        """Queue a server request; refuse it after the end, and when too many are open."""
+        self._asks = [item for item in self._asks if not item.settled]
         if self.over:
             ask.refuse(INTERNAL_ERROR, "the call that this belongs to has ended")
         elif len(self._asks) >= MAX_ASKS:
@@ -306,16 +283,17 @@ class PendingCall:
             self._put(ask)
 
     def _client_answered(self) -> None:
+        """Leave WAITING_FOR_CLIENT with the answer to the last open server request."""
         if self.state is CallState.WAITING_FOR_CLIENT and all(ask.settled for ask in self._asks):
             self._to(CallState.SENT if self._carrier is not None else CallState.QUEUED)
 
     def withdraw_ask(self, ask: ServerRequest) -> None:
-        """Tell the client that the request needs no answer."""
+        """Withdraw a server request: the client need not answer it."""
         if not ask.settled and not self.over:
             self._put(Withdrawn(ask))
 
     def close_stream(self, retry_ms: int) -> None:
-        """Tell the client to come back later for the rest; said once until the client has been told."""
+        """Ask the client to resume the stream later; queued at most once."""
         if not self.over and not any(isinstance(event, StreamClosed) for event in self._events or ()):
             self._put(StreamClosed(retry_ms))
 
@@ -329,7 +307,7 @@ class PendingCall:
 
     def finish(self, outcome: Outcome) -> None:
         """End the call with the backend's outcome; only the first end counts."""
-        if self.state in _ENDS:
+        if self.state in FINAL:
             return
         if type(outcome) is not Complete and self._owner is not None and self._owner.take_back(self, outcome):
             self._carrier, self.was_resent = None, True
@@ -343,16 +321,16 @@ class PendingCall:
             self._end(CallState.DONE, problem, reason)
 
     def close(self, reason: str = "the client cancelled the request") -> None:
-        """Cancel the call at its backend, without an outcome; nothing if it has ended. Safe to repeat."""
+        """Cancel the call at its backend, without an outcome; a no-op after its end."""
         if not self.over:
             self._sink, sink = None, self._sink  # a cancelled request gets no response
             if sink is not None and self._deadlines is not None:
                 self._deadlines.discard(self)
-            self._events = None  # nothing may follow a cancel
+            self._events = None  # nothing may follow a cancellation
             self._end(CallState.CANCELLED, None, reason)
 
     def _end(self, state: CallState, outcome: Outcome | None, cancel_reason: str | None = None) -> None:
-        """Set the outcome, notify backend (with a reason to cancel), owner and client, in this order."""
+        """Set the outcome; notify backend (with a reason to cancel), owner and client, in this order."""
         self._to(state)
         self.outcome, self.ended_at = outcome, trio.current_time()
         if cancel_reason is not None:
@@ -360,7 +338,7 @@ class PendingCall:
                 ask.refuse(INTERNAL_ERROR, cancel_reason)
             if self._carrier is not None:
                 self._carrier.withdraw(self.request_id, self, cancel_reason)
-        self._asks = []  # each refers to this call: the collector seldom runs
+        self._asks = []  # each refers to this call, and the garbage collector seldom runs
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.call_ended(self)
@@ -376,14 +354,14 @@ class PendingCall:
     # The client's side.
 
     def detach_sink(self) -> ClientSink | None:
-        """Let a task read the call from now on; return the sink that it had."""
+        """Leave the call to a task that reads it; return its former sink."""
         sink, self._sink = self._sink, None
         if sink is not None and self._deadlines is not None:
             self._deadlines.discard(self)
         return sink
 
     def _wake(self) -> None:
-        """Have the client's side look at the call, in its task; a sink starts one."""
+        """Wake the client's task, or have the sink start one."""
         sink = self.detach_sink()
         if sink is not None:
             try:
@@ -394,7 +372,7 @@ class PendingCall:
             self._event.set()
 
     def wake_expired(self) -> None:
-        """End the call if its deadline has passed; otherwise have its client's side look at it."""
+        """End the call if its deadline has passed; otherwise wake its client's side."""
         if not self._check_deadline():
             self._wake()
 
@@ -407,13 +385,13 @@ class PendingCall:
         return True
 
     async def next(self) -> Event | Outcome | None:
-        """Wait for the next event or, behind all events, the outcome; None if the call was closed meanwhile.
+        """Wait for the next event or, after all events, the outcome; return None if the call was closed meanwhile.
 
-        When the call's deadline passes, the outcome is `BackendTooSlow` and it is cancelled at the backend. Cancelling
+        When the deadline passes, the outcome is `BackendTooSlow` and the call is cancelled at the backend. Cancelling
         the wait leaves the call open; `close` it then.
         """
         while True:
-            self._check_deadline()  # also while events keep coming
+            self._check_deadline()  # even while events keep arriving
             if self._events:
                 first = self._events.popleft()
                 if isinstance(first, Notification):
@@ -432,15 +410,15 @@ class PendingCall:
             try:
                 await event.wait()
             finally:
-                if self._event is event:  # otherwise another task waits by now, for which the deadline still holds
+                if self._event is event:  # otherwise another task waits, and still needs the deadline
                     deadlines.discard(self)
 
     def drop_outcome(self) -> None:
-        """Keep the outcome no longer: it has been encoded, and its client may take long to read it."""
+        """Free the outcome, which has been encoded: the client may take long to read it."""
         self.outcome = None
 
     async def wait_outcome(self, refusal: str) -> Outcome | None:
-        """Wait for the outcome; None if the call was closed. Drop events; refuse server requests with this text."""
+        """Wait for the outcome, or None if the call is closed; drop events, refuse server requests with this text."""
         while True:
             item = await self.next()
             if isinstance(item, ServerRequest):

@@ -12,7 +12,8 @@ import trio.testing
 from gateway import jsonrpc
 from gateway.calls import Complete, Notification, ServerRequest
 from gateway.errors import BackendExited, BackendTooSlow, BackendUnavailable, IllegalTransition
-from gateway.inflight.pending import MAX_NOTICES, TRANSITIONS, CallState, PendingCall
+from gateway.inflight.pending import MAX_NOTICES, PendingCall
+from gateway.inflight.state import TRANSITIONS, CallState
 from tests.support.fakes import RESULT, Carrier, make_pending, settle
 
 
