@@ -1,10 +1,10 @@
-"""The catalog of the fleet: built from what its backends list, and cached for the next run.
+"""The catalog of the fleet: built from the backends' lists, and cached for the next run.
 
-`CatalogBuilder` makes each backend's part once per change of that backend, and the snapshot on the first request after
-a change, so that a hundred backends which start at once cost one snapshot. It has no task and never waits.
+`CatalogBuilder` makes a backend's part once per change of that backend, and the snapshot on the first request after a
+change, so that a hundred backends which start together cost one snapshot. It has no task and never waits.
 
-`CatalogCache` keeps what backends list in the state directory, so that the next run can list at once. Its task writes
-in a worker thread: a disk that hangs delays no other task, and one that fails is a warning.
+`CatalogCache` stores the backends' lists in the state directory, so that the next run can list immediately. Its task
+writes in a worker thread: a disk that hangs delays no other task, and a disk that fails causes a warning.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from gateway.supervisor.supervisor import Supervisor
 
 KEEP_INTERVAL: Final = 1.0
-"""Seconds between two writes of a catalog: a server that lists something new every moment costs one."""
+"""Seconds between two writes of a catalog, so that a server whose lists keep changing costs one write each."""
 LAST_KEEP_BOUND: Final = 1.0
-"""Seconds at most for keeping, at the end, what was listed since the last look: short runs teach the next ones too."""
+"""Seconds at most to write the latest lists at shutdown, so that short runs serve the next ones too."""
 
 log = logging.getLogger("gateway.supervisor")
 
 
 class CatalogBuilder:
-    """What the backends of one config offer, as one snapshot."""
+    """The offers of the backends of one config, as one snapshot."""
 
     def __init__(self, config: Config, supervisors: Mapping[str, Supervisor]) -> None:
         self._config = config
@@ -48,21 +48,21 @@ class CatalogBuilder:
         self._parts: dict[str, Part] = {}
         self._offers: Mapping[str, Offer] | None = None
         self.leaves_out = _excludes(config)
-        """Whether a tool of some backend may be kept from all callers."""
+        """Whether a tool of some backend may be hidden from all callers."""
         self._snapshot = Snapshot()
         self._is_stale = True
 
     def note_change(self, supervisor: Supervisor) -> None:
-        """Note that something is different: the snapshot is made anew when next asked for.
+        """Note a change: the snapshot is rebuilt at the next request.
 
-        The backend's own part is made now, so that whoever asks first does not wait for those of hundreds.
+        The backend's own part is built now, so that the first request does not wait for hundreds of parts.
         """
         self._is_stale = True
         if self._supervisors.get(supervisor.name) is supervisor:
             self._part(supervisor)
 
     def change(self, config: Config, supervisors: Mapping[str, Supervisor], kept: Collection[str]) -> None:
-        """Go by another config from now on; the parts of backends in `kept` are as good as before."""
+        """Use another config; the parts of backends in `kept` stay valid."""
         naming = _naming_of(config)
         self._parts = {name: part for name, part in self._parts.items() if name in kept and naming == self._naming}
         self._config, self._naming, self._supervisors = config, naming, supervisors
@@ -70,14 +70,14 @@ class CatalogBuilder:
         self._is_stale = True
 
     def snapshot(self) -> Snapshot:
-        """Everything that is offered now."""
+        """The snapshot of everything offered."""
         if self._is_stale:
             self._is_stale = False
             self._snapshot = self._build(self._offers)
         return self._snapshot
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
-        """Offer exactly these tools from now on, None: all; returns names that nobody owns, then changes nothing."""
+        """Restrict the offer to these tools, or None for all; return unknown names, and then change nothing."""
         whole = self._build(None)
         unknown = [name for name in offers or () if whole.route(Kind.TOOLS, name) is None]
         if not unknown:
@@ -127,7 +127,7 @@ def _naming_of(config: Config) -> Naming:
 
 
 class CatalogCache:
-    """Reads and writes last-good catalogs and which servers are `OVERDUE`; without a store there are none."""
+    """Reads and writes last-good catalogs and the `OVERDUE` servers; a no-op without a store."""
 
     def __init__(self, store: Store | None, interval: float) -> None:
         self._store = store
@@ -137,33 +137,33 @@ class CatalogCache:
         self._dirty = trio.Event()
 
     def load(self, server: ServerConfig) -> Listing | None:
-        """What this server listed last; for the beginning, where nothing runs yet that a slow disk could hold up."""
+        """Read the last lists of this server; blocks, so only before anything runs that a slow disk could delay."""
         found = None if self._store is None else self._store.load_catalog(server)
         self._kept[server.name] = found
         return found
 
     async def load_in_thread(self, server: ServerConfig) -> Listing | None:
-        """The same for a server that is added to running ones."""
+        """Read the last lists of a server that is added to running ones."""
         if self._store is None:
             return None
         return await trio.to_thread.run_sync(self._store.load_catalog, server, abandon_on_cancel=True)
 
     def forget_others(self, names: Collection[str]) -> None:
-        """Go on with these servers alone: of others nothing is known to be kept."""
+        """Keep entries of these servers only."""
         self._kept = {name: listing for name, listing in self._kept.items() if name in names}
         self._late.intersection_update(names)
 
     def note_change(self) -> None:
-        """Note that a backend may have listed something, to be written now: a client may end this run at any moment."""
+        """Have the lists of a backend written soon: a client may end this run at any moment."""
         self._dirty.set()
 
     def note_late(self, names: Iterable[str]) -> None:
-        """Keep `OVERDUE` for these backends, until they list something."""
+        """Record these backends as `OVERDUE`, until they list something."""
         self._late.update(names)
         self._dirty.set()
 
     async def run(self, supervisors: Callable[[], Mapping[str, Supervisor]]) -> None:
-        """Write what backends list, at most once an interval, until cancelled."""
+        """Write changed lists, at most once an interval, until cancelled."""
         while self._store is not None:
             await self._dirty.wait()
             self._dirty = trio.Event()
@@ -171,7 +171,7 @@ class CatalogCache:
             await trio.sleep(self._interval)
 
     async def save_last(self, supervisors: Mapping[str, Supervisor]) -> None:
-        """Write what was listed since the last write, as soon as the run is to end: a client may not wait for it."""
+        """Write the latest lists when the run is about to end: its client may not wait longer."""
         if self._store is not None:
             with trio.move_on_after(LAST_KEEP_BOUND):
                 await self._save(self._store, supervisors)
@@ -182,11 +182,11 @@ class CatalogCache:
             listing = OVERDUE if supervisor.listing is None and name in self._late else supervisor.listing
             if listing is None or listing is self._kept.get(name):
                 continue
-            if any(listing.unread.values()):  # what was kept before may be better
+            if any(listing.unread.values()):  # the stored lists may be better
                 continue
             try:
-                # May be abandoned: a file is replaced as a whole or not at all, and a disk that hangs holds up nobody.
+                # May be abandoned: a file is replaced as a whole or not at all, and no disk may delay shutdown.
                 await trio.to_thread.run_sync(store.save_catalog, supervisor.config, listing, abandon_on_cancel=True)
             except OSError as exc:
-                log.warning("the catalog of %r could not be kept in %s: %s", name, store.directory, exc)
+                log.warning("cannot store the catalog of %r in %s: %s", name, store.directory, exc)
             self._kept[name] = listing

@@ -1,8 +1,8 @@
-"""All supervisors under one nursery, and the catalog of what they offer.
+"""All supervisors under one nursery, and the catalog of their offers.
 
-The fleet owns the supervisors' tasks and one task that announces list changes, coalesced. `apply` puts another config
-in the place of the present one: what is new starts beside what is old, both tables are swapped between two
-checkpoints, then the old drains and stops. `catalog` builds the catalog and caches it for the next run.
+The fleet owns the supervisors' tasks and one task that announces list changes, coalesced. `apply` replaces the config:
+new backends start beside the old ones, both tables are swapped between two checkpoints, then the old backends drain and
+stop. `catalog` builds the catalog and caches it for the next run.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ if TYPE_CHECKING:
     Observer = Callable[[Supervisor, PendingCall | None, float], None]
 
 INITIALIZE_WAIT: Final = 1.0
-"""Seconds at most that `initialize` waits for first starts. It promises what is not known by then, which a list cannot:
-so the rest of a client's patience is for lists."""
+"""Seconds at most that `initialize` waits for first starts. Capabilities unknown by then are promised, which a list
+cannot do: the rest of a client's patience is for lists."""
 NEW_BACKEND_TIMEOUT: Final = 30.0
-"""Seconds at most that a new config waits for its new backends, whatever their `connect_timeout`s."""
+"""Seconds at most that a new config waits for its new backends, whatever their `connect_timeout`."""
 MAX_RETIRING: Final = 64
-"""Replaced backends that may be draining at once: configs that come faster than old backends stop have to wait."""
+"""Replaced backends that may drain at the same time: configs that arrive faster have to wait."""
 
 log = logging.getLogger("gateway.supervisor")
 
 
 class Applied(msgspec.Struct, frozen=True):
-    """What a new config has changed; names of servers."""
+    """The changes of a new config, as names of servers."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     unchanged: tuple[str, ...] = ()
     not_ready: dict[str, str] = {}
-    """Started servers that were not ready in time, and why; they go on trying."""
+    """Started servers that were not ready in time, and the reasons; their starts continue."""
 
 
 class Fleet:
@@ -84,8 +84,8 @@ class Fleet:
             for name, server in config.servers.items()
             if not server.disabled
         }
-        """All supervisors by backend, in the config's order. Read only; a new table after each change of the config."""
-        self._fresh: dict[str, Supervisor] = {}  # started by a new config that does not hold yet
+        """All supervisors by backend, in the order of the config. Read only; replaced with each config."""
+        self._fresh: dict[str, Supervisor] = {}  # started by a config that is not in effect yet
         self._retiring: set[Supervisor] = set()
         self._retired = trio.lowlevel.ParkingLot()
         self._turn = trio.Lock()
@@ -103,7 +103,7 @@ class Fleet:
 
     @property
     def settings(self) -> GatewaySettings:
-        """The settings of the config that holds now."""
+        """The settings of the current config."""
         return self.config.gateway
 
     def _make(self, server: ServerConfig, kept: Listing | None) -> Supervisor:
@@ -117,31 +117,31 @@ class Fleet:
         return supervisor
 
     def statuses(self) -> dict[str, Status]:
-        """Every backend as people see it."""
+        """The status of every backend."""
         return {name: supervisor.status() for name, supervisor in self.supervisors.items()}
 
     def snapshot(self, scope: Scope | None = None) -> Snapshot:
-        """The catalog as it is now, as a caller of this scope sees it; None sees everything."""
+        """Return the present catalog for a caller of this scope; None sees everything."""
         snapshot = self._catalog_builder.snapshot()
         return snapshot if scope is None else snapshot.within(scope)
 
     def gateways(self) -> tuple[str, ...]:
-        """The gateways that are behind the backends."""
+        """The gateways among the backends."""
         listings = [one.listing for one in self.supervisors.values() if one.listing is not None]
         return tuple(dict.fromkeys(each for listing in listings for each in listing.gateways))
 
     def is_limited(self, scope: Scope | None) -> bool:
-        """Whether a caller of this scope may use less than all that the backends have."""
+        """Return whether a caller of this scope may use less than the backends offer."""
         return scope is not None or self._catalog_builder.leaves_out
 
     def seen(self, scope: Scope | None) -> list[Supervisor]:
-        """The supervisors of the backends of which a caller of this scope may see anything."""
+        """Return the supervisors of the backends that a caller of this scope can see."""
         if scope is None:
             return list(self.supervisors.values())
         return [one for name in self.snapshot(scope).backends if (one := self.supervisors.get(name)) is not None]
 
     def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
-        """Note a change; the snapshot is rebuilt when next asked for."""
+        """Note a change; the snapshot is rebuilt at the next request."""
         self._catalog_builder.note_change(supervisor)
         if feature is not None:
             self._said_changed.add((supervisor.name, feature))
@@ -151,7 +151,7 @@ class Fleet:
             self._notify(supervisor, None, 0.0)
 
     def _report(self, supervisor: Supervisor) -> None:
-        """Have a supervisor tell of its calls; only while somebody wants to know, since each costs time."""
+        """Report the supervisor's calls to the observers, if there are any: each report costs time."""
         supervisor.history.observer = partial(self._notify, supervisor)
 
     def _notify(self, supervisor: Supervisor, pending: PendingCall | None, seconds: float) -> None:
@@ -161,7 +161,7 @@ class Fleet:
     def observe(self, observer: Observer) -> None:
         """Have `observer(supervisor, pending, seconds)` called. It must not wait.
 
-        That is when a call has ended, and, with no pending call, when a backend's state or listing is another one.
+        It is called at the end of each call, and without a pending call when a backend's state or lists change.
         """
         if not self._observers:
             for supervisor in (*self.supervisors.values(), *self._fresh.values(), *self._retiring):
@@ -176,7 +176,7 @@ class Fleet:
                 supervisor.history.observer = None
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
-        """Offer exactly these tools from now on, None: all; returns names that nobody owns, then changes nothing."""
+        """Restrict the offer to these tools, or None for all; return unknown names, and then change nothing."""
         unknown = self._catalog_builder.offer(offers)
         if not unknown:
             self._dirty.set()
@@ -185,59 +185,59 @@ class Fleet:
     def resource_updated(
         self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
     ) -> None:
-        """Hand a resource's update to the clients that watch it; with a key, to that one only."""
+        """Pass a resource's update to the clients that watch it; with a key, to that client only."""
         if self.supervisors.get(supervisor.name) is not supervisor:
-            return  # while one takes another's place both are subscribed, and one is enough
+            return  # while one replaces the other both are subscribed, and one update is enough
         self.wish_list.updated(supervisor.name, uri, params, key)
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Put something into one client's receivers."""
+        """Pass a message to one client's receivers."""
         self.mailboxes.deliver(key, method, params)
 
     def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
-        """What clients want of a backend beyond single calls; with a key, what that client wants of its session."""
+        """Return the clients' subscriptions and log level for a backend; with a key, for that client's session."""
         return self.wish_list.of(backend, key)
 
     def apply_subscriptions(self, backends: Iterable[str] | None = None) -> None:
-        """Bring backends (all, if none are named) in line with the wish list."""
+        """Apply the clients' subscriptions to these backends, or to all."""
         for name in self.supervisors if backends is None else backends:
-            if name in self.supervisors:  # and has not been removed meanwhile
+            if name in self.supervisors:  # it may have been removed
                 self.supervisors[name].apply_subscriptions()
 
     def roots_changed(self, key: str) -> None:
-        """Tell backends that a client's roots have changed; `key` is its session's."""
+        """Tell backends that a client's roots have changed; `key` identifies its session."""
         for supervisor in self.supervisors.values():
             supervisor.pass_on("notifications/roots/list_changed", jsonrpc.ABSENT, key)
 
     def client_gone(self, key: str) -> None:
-        """End what backends keep for one client alone; `key` is its session's."""
+        """End the backend sessions of one client; `key` identifies its session."""
         for supervisor in self.supervisors.values():
             if isinstance(supervisor, PerClientSupervisors):
                 supervisor.client_gone(key)
 
     def forget(self, client: object) -> None:
-        """Drop the wishes of a client that has gone."""
+        """Drop the subscriptions of a client that has disconnected."""
         self.wish_list.forget(client)
         self.apply_subscriptions()
 
     def subscribe(self, listener: ChangeListener) -> None:
-        """Have `listener(news)` called, once a change, with the lists that changed. It must not wait."""
+        """Have `listener(features)` called once per change, with the lists that changed. It must not wait."""
         self._listeners.add(listener)
 
     def unsubscribe(self, listener: ChangeListener) -> None:
-        """Undo `subscribe`; unknown listeners are fine."""
+        """Undo `subscribe`; unknown listeners are ignored."""
         self._listeners.discard(listener)
 
     def awaits_more(self, scope: Scope | None = None) -> bool:
-        """Whether a backend that has never listed anything may still come, for a caller of this scope."""
+        """Return whether a backend without a known catalog may still start, for a caller of this scope."""
         return any(one.listing is None and not one.known.is_set() for one in self.seen(scope))
 
     def starting_first(self, scope: Scope | None = None) -> list[Supervisor]:
-        """The backends that have never listed anything and whose first start is in progress, for this scope."""
+        """Return the backends of this scope without a known catalog whose first start is in progress."""
         return [one for one in self.seen(scope) if one.listing is None and not one.settled.is_set()]
 
     def awaited(self, scope: Scope | None = None, era: Era | None = None) -> list[Supervisor]:
-        """Those of `starting_first` for which a client is to wait; with its era, also the sessions for that era."""
+        """Return those of `starting_first` that a client waits for; with its era, also the sessions for that era."""
         found = self.starting_first(scope)
         if era is not None:
             owners = [one for one in self.seen(scope) if isinstance(one, PerClientSupervisors)]
@@ -247,7 +247,7 @@ class Fleet:
     async def before_initialize(self, scope: Scope | None = None) -> None:
         """Wait for first starts before `initialize` is answered, at most `INITIALIZE_WAIT`.
 
-        Backends that are not there by then are on record as overdue, so that no list waits for them at later starts,
+        Backends that are not ready by then are recorded as overdue, so that no list waits for them at later starts,
         until they list something: some clients end the gateway after 2 s, and would do so each time.
         """
         awaited = self.awaited(scope)
@@ -259,15 +259,15 @@ class Fleet:
     async def first_starts(
         self, scope: Scope | None = None, patience: float | None = None, era: Era | None = None
     ) -> None:
-        """Wait until backends that have never listed anything are ready or have failed to start.
+        """Wait until backends without a known catalog are ready or have failed to start.
 
-        For a caller of some scope only those count of which it may see anything. No later list waits for those that
-        are not there in time, or when the caller is cancelled, for then the client waits no more.
+        For a caller with a scope, only backends that it can see count. Later lists do not wait for backends that were
+        not ready in time, or when the caller was cancelled, since its client has stopped waiting.
 
         Args:
             scope: of the caller; None sees everything.
-            patience: seconds to wait at most, not less than `start_grace`, which is None.
-            era: of the caller; then it waits for the first lists of a session for that era, too.
+            patience: seconds to wait at most, at least `start_grace`; None: `start_grace`.
+            era: of the caller, to wait also for the first lists of a session for that era.
         """
         awaited = self.awaited(scope, era)
         deadline = trio.current_time() + (self.settings.start_grace if patience is None else patience)
@@ -276,7 +276,7 @@ class Fleet:
             with trio.move_on_at(deadline):
                 for supervisor in awaited:
                     await supervisor.settled.wait()
-                late = self.awaited(scope, era)  # of those whose eras were not known before
+                late = self.awaited(scope, era)  # of backends whose eras were unknown before
                 awaited += late
                 for supervisor in late:
                     await supervisor.settled.wait()
@@ -285,7 +285,7 @@ class Fleet:
                 supervisor.is_overdue = not supervisor.settled.is_set()
 
     def strangers(self, name: str, kind: Kind | None = None, scope: Scope | None = None) -> Iterator[Supervisor]:
-        """Backends that have never listed anything and might own this public name, for a caller of this scope."""
+        """Return the backends without a known catalog that might own this public name, for a caller of this scope."""
         snapshot = self.snapshot(scope)
         for supervisor in self.seen(scope):
             namespace = supervisor.config.effective_namespace
@@ -297,7 +297,7 @@ class Fleet:
                 yield supervisor
 
     def disabled_owner(self, name: str, kind: Kind, scope: Scope | None = None) -> str | None:
-        """The disabled server that would own this public name, for a caller of this scope."""
+        """Return the disabled server that would own this public name, for a caller of this scope."""
         snapshot = self.snapshot(scope)
         for server in self.config.servers.values():
             prefix = server.effective_namespace + snapshot.naming.separator
@@ -307,7 +307,7 @@ class Fleet:
         return None
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Run every supervisor; returns when all have ended after `stop`."""
+        """Run every supervisor; return when all have ended after `stop`."""
         async with trio.open_nursery() as services:
             services.start_soon(self._announce)
             await services.start(self.deadlines.run)
@@ -331,33 +331,33 @@ class Fleet:
         try:
             await supervisor.run()
         finally:
-            SECRETS.release(supervisor)  # not before: a process that was started with them may have spoken until now
+            SECRETS.release(supervisor)  # not before: a process of theirs may have written until now
             self._retiring.discard(supervisor)
             if self.supervisors.get(supervisor.name) is not supervisor:
-                supervisor.listing = None  # it may be long, and the collector, which finds the rest, comes by seldom
+                supervisor.listing = None  # it may be long, and the garbage collector seldom runs
             if not any(one.name == supervisor.name for one in self._retiring):
                 supervisor.forget_successor()
             self._retired.unpark_all()
 
     def login_owed(self, name: str, reason: str) -> None:
-        """Note that a backend waits for a person to log in; also one that is only just being put in place."""
+        """Note that a backend, running or about to be swapped in, waits for a person to log in."""
         for supervisor in (self.supervisors.get(name), self._fresh.get(name)):
             if supervisor is not None:
                 supervisor.login_owed(reason)
 
     def stop(self) -> None:
-        """Ask every supervisor to end."""
+        """Ask every supervisor to stop."""
         self._stopped.set()
         for supervisor in (*self.supervisors.values(), *self._fresh.values()):
             supervisor.stop()
 
     async def apply(self, config: Config, *, restart: Container[str] = ()) -> Applied:
-        """Put this config in the place of the present one; servers named in `restart` are replaced in any case.
+        """Replace the config; servers named in `restart` are replaced in any case.
 
-        One at a time; more wait for their turn. New backends get until their `connect_timeout` to settle, all together
-        `NEW_BACKEND_TIMEOUT`; whether or not they came up, the config holds then, and what is not in it any more drains
-        (calls in flight have `drain_grace`) while this returns. Unchanged servers are not touched. Cancelled before the
-        change, it leaves everything as it was.
+        One replacement at a time; others wait. New backends get until their `connect_timeout` to become ready, all
+        together `NEW_BACKEND_TIMEOUT`; then the config takes effect, ready or not, and removed backends drain (calls in
+        flight have `drain_grace`) while this returns. Unchanged servers are not touched. Cancelled before the change,
+        it changes nothing.
 
         Raises:
             ShuttingDown: the gateway is stopping.
@@ -377,7 +377,7 @@ class Fleet:
                     self._refuse_when_stopped()
                     old = self.supervisors.get(server.name)
                     if (last_good is None or last_good is OVERDUE) and old is not None and server.start == "eager":
-                        last_good = old.listing or last_good  # a known name stays known while the new one starts
+                        last_good = old.listing or last_good  # a known name stays known while its new backend starts
                     self._fresh[server.name] = self._make(server, last_good)
                     self._start(self._fresh[server.name])
                 not_ready = await self._wait_for_new()
@@ -398,11 +398,11 @@ class Fleet:
 
     def _refuse_when_stopped(self) -> None:
         if self._stopped.is_set():
-            text = "the gateway is shutting down and takes no new config"
+            text = "the gateway is shutting down and accepts no new config"
             raise ShuttingDown(text)
 
     async def _wait_for_new(self) -> dict[str, str]:
-        """Wait for the new backends; returns which are not ready, and why."""
+        """Wait for the new backends; return the ones that are not ready, with the reasons."""
         began = trio.current_time()
         for supervisor in self._fresh.values():
             with trio.move_on_at(began + min(NEW_BACKEND_TIMEOUT, supervisor.config.connect_timeout)):
@@ -414,7 +414,7 @@ class Fleet:
         }
 
     def _swap(self, config: Config) -> None:
-        """Have the new config hold, all at once: nothing in here waits."""
+        """Put the new config into effect, in one step without a checkpoint."""
         old, fresh, self._fresh = self.supervisors, self._fresh, {}
         self.config = config
         self.supervisors = {
@@ -422,7 +422,7 @@ class Fleet:
         }
         kept = {name for name in old if self.supervisors.get(name) is old[name]}
         retouched = {name for name in kept if old[name].config.tools != config.servers[name].tools}
-        for name in kept:  # what does not concern its session holds from now on
+        for name in kept:  # settings that do not concern its session take effect now
             old[name].config = config.servers[name]
             SECRETS.hold(old[name], secrets_of(config.servers[name]))
         self._catalog_builder.change(config, self.supervisors, kept - retouched)
@@ -434,11 +434,11 @@ class Fleet:
                 supervisor.stop(drain_grace=config.gateway.drain_grace, successor=fresh.get(name))
 
     async def _announce(self) -> None:
-        """Tell listeners of changes: one notice for all that happens within `list_change_delay`."""
+        """Announce changes to the listeners, once for all changes within `list_change_delay`."""
         while True:
             await self._dirty.wait()
             await trio.sleep(self.settings.list_change_delay)
-            if self._stopped.is_set():  # that backends end with the gateway is no news, and who hangs up reads no more
+            if self._stopped.is_set():  # clients do not read by then
                 return
             self._dirty = trio.Event()
             fresh, previous = self.snapshot(), self._announced

@@ -1,7 +1,7 @@
-"""Tasks beside a session: one asks an idle backend whether it still lives, one reads its lists again.
+"""Tasks beside a session: one pings an idle backend, one reads its lists again.
 
-Only an idle backend is asked: while calls are under way their own deadlines show whether it works, and many servers do
-one thing at a time, so that a silent one may just be busy.
+Only an idle backend is pinged: calls in flight show by their own deadlines whether it works, and many servers do one
+thing at a time, so a silent one may just be busy.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from gateway.config import ServerConfig
 
 RELIST_INTERVAL: Final = 0.25
-"""Least seconds between two reads of a backend's lists, however often it sends `list_changed`."""
+"""Minimum seconds between two reads of a backend's lists, however often it sends `list_changed`."""
 RELIST_DELAY: Final = 5.0
-"""Seconds until a list that failed is read again, doubled each time: it may depend on something that starts slowly."""
+"""Seconds until a list that failed is read again, doubled each time: it may depend on a slow start."""
 RELIST_DELAY_LIMIT: Final = 300.0
-"""Most seconds until a list that failed is read again."""
+"""Maximum seconds until a list that failed is read again."""
 
 log = logging.getLogger("gateway.supervisor")
 
 
 class Relister:
-    """Reads the lists of one backend again, in whichever session it has."""
+    """Reads the lists of one backend again, in its current session."""
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
@@ -40,14 +40,14 @@ class Relister:
         self._marked = trio.Event()
 
     def mark(self, feature: str, *, is_announced: bool = True) -> None:
-        """Note that a feature's lists may have changed, and whether the backend has said so."""
+        """Have a feature's lists read again; `is_announced` says that the backend has sent `list_changed`."""
         self._features[feature] = is_announced or self._features.get(feature, False)
         self._marked.set()
 
     async def run(self, session: Session, listed: Callable[[Listing, str | None], None]) -> None:
-        """Read lists that have changed, and, ever less often, those that failed, until cancelled.
+        """Read changed lists, and, less and less often, failed ones, until cancelled.
 
-        `listed` gets the listing, and the feature whose lists the backend has said to have changed.
+        `listed` gets the listing, and the feature that the backend has announced, if any.
         """
         delay = RELIST_DELAY
         while True:
@@ -67,7 +67,7 @@ class Relister:
                     fresh = await session.relist(feature)
                 except (BackendTooSlow, BackendProtocol) as exc:
                     extra = {"event": "list_not_updated", "backend": self._backend, "code": exc.code}
-                    text = "backend %r: its %s stay as they were: %s"
+                    text = "backend %r: keeping the previous %s: %s"
                     log.warning(text, self._backend, feature, exc.reason, extra=extra)
                     continue
                 session.listing = session.listing.relisted(fresh)
@@ -76,10 +76,12 @@ class Relister:
 
 
 async def ping_periodically(session: Session, config: ServerConfig, interval: float) -> None:
-    """Ask every `interval` seconds, until cancelled.
+    """Ping every `interval` seconds, until cancelled.
 
-    Any answer is a sign of life, an error as well. Raises:
-        BackendTooSlow: there was none, within `connect_timeout` and while nothing else was under way.
+    Any answer is a sign of life, an error as well.
+
+    Raises:
+        BackendTooSlow: no answer within `connect_timeout`, while nothing else was in flight.
     """
     while True:
         await trio.sleep(interval)
@@ -89,4 +91,4 @@ async def ping_periodically(session: Session, config: ServerConfig, interval: fl
         if isinstance(outcome, BackendTooSlow) and not session.in_flight:
             raise BackendTooSlow(config.name, f"did not answer a ping within {config.connect_timeout:g} s")
         if isinstance(outcome, (BackendExited, BackendUnavailable)):
-            return  # the session is ending by itself
+            return  # the session is ending on its own

@@ -1,7 +1,7 @@
-"""What one backend's calls were like: how long they took, how many, and what went wrong last.
+"""Statistics of one backend's calls: durations, counts and the latest errors.
 
-Bounded: a ring of the latest times and a ring of the latest errors. Noting a call that went well stores one float and
-allocates nothing else; percentiles are computed when somebody asks.
+Bounded: a ring of the latest durations and a ring of the latest errors. Recording a successful call stores one float
+and allocates nothing else; percentiles are computed on request.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
 
 MAX_TIMES: Final = 512
-"""Calls whose time is kept: enough for a p99 that five calls decide, 4 kB a backend."""
+"""Durations kept: enough for a p99 that five calls decide; 4 kB a backend."""
 MAX_ERRORS: Final = 20
-"""Errors that are kept."""
+"""Errors kept."""
 MAX_TEXT: Final = 300
-"""Characters of an error's text that are kept; a backend writes it."""
+"""Characters kept of an error's text, which a backend writes."""
 BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
-"""Seconds up to which a call counts into each bucket but the last, which has no bound: from a call to a quick local
-server to one that takes the whole of the default `call_timeout`."""
+"""Upper bounds in seconds of all buckets but the last, which has none: from a call to a quick local server to one that
+takes the whole default `call_timeout`."""
 
 
 class ErrorRecord(msgspec.Struct, frozen=True):
-    """One call that failed, or one start or session that did: then `call` is null."""
+    """A failed call, start or session; for the latter two, `call` is null."""
 
     at: str
     call: str | None
@@ -48,7 +48,7 @@ class ErrorRecord(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Times of the latest calls in milliseconds; null where there were none."""
+    """Durations of the latest calls in milliseconds; null without calls."""
 
     calls: int
     p50: float | None
@@ -58,7 +58,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class CallStats:
-    """One backend's past, over all its sessions."""
+    """One backend's statistics, over all its sessions."""
 
     __slots__ = (
         "_times",
@@ -76,28 +76,28 @@ class CallStats:
 
     def __init__(self) -> None:
         self.stderr: deque[bytes] = deque(maxlen=SHOWN_LINES)
-        """The last lines that its children have written to stderr; `stderr.shown` masks them."""
+        """The last lines that its child processes wrote to stderr; `stderr.shown` masks them."""
         self.calls = 0
-        """Calls that have ended, cancelled ones included."""
+        """Ended calls, including cancelled ones."""
         self.failed = 0
         """Those of them that ended in an error, the backend's own or the gateway's."""
         self.refused = 0
         """Those of these that ended in the backend's own error."""
         self.cancelled = 0
-        """Calls that nobody waited for any more."""
+        """Cancelled calls."""
         self.input_required = 0
-        """Calls that ended with the backend wanting to know something first."""
+        """Calls that ended with *input required*."""
         self.buckets = [0] * (len(BOUNDS) + 1)
-        """How many calls took so long; see `BOUNDS`."""
+        """The number of calls in each bucket of `BOUNDS`."""
         self.seconds = 0.0
-        """How long they all took."""
+        """The sum of all durations, in seconds."""
         self.errors: deque[ErrorRecord] = deque(maxlen=MAX_ERRORS)
         self.observer: Callable[[PendingCall, float], None] | None = None
-        """Called with each call that has ended, and the seconds that it took. It must not wait."""
+        """Called with each ended call and its duration in seconds. It must not wait."""
         self._times = array("d")
 
     def ended(self, pending: PendingCall, seconds: float) -> None:
-        """Note a call that has ended."""
+        """Record the end of a call."""
         times = self._times
         if self.calls < MAX_TIMES:
             times.append(seconds)
@@ -125,7 +125,7 @@ class CallStats:
             self.observer(pending, seconds)
 
     def outcomes(self) -> tuple[tuple[str, int], ...]:
-        """How many calls ended in which way; the words are the audit's."""
+        """Return the number of calls by outcome, in the words of the audit."""
         others = self.failed + self.cancelled + self.input_required
         return (
             ("answered", self.calls - others),
@@ -136,11 +136,11 @@ class CallStats:
         )
 
     def broke(self, reason: str, code: str) -> None:
-        """Note that a start or a session has failed."""
+        """Record the failure of a start or a session."""
         self._keep(None, reason, code)
 
     def latency(self) -> Latency:
-        """How long the latest calls took."""
+        """Compute the percentiles of the latest calls."""
         times = sorted(self._times)
         if not times:
             return Latency(0, None, None, None, None)

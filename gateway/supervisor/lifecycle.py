@@ -1,13 +1,13 @@
-"""The life of a backend: its states, the delays between its restarts, and its status. Pure: no clock, no tasks.
+"""The lifecycle of a backend: its states, the delays between its restarts, and its status. Pure: no clock, no tasks.
 
     stopped ──> starting ──> ready ──> backoff ──> starting ...
        ^           │ └──> backoff / failed │
        └── idle ── │ ─────────────── ready │
                    └────────> draining <───┘ ──> stopped
 
-`failed` follows too many quick failures in a row; an operator (or, after a while, a call) starts the backend again.
-One that died with a call in flight, or a remote server that cannot be reached, is retried after `max_delay` anyway.
-`stopped` is where a lazy or idle backend waits for its next call, and where every backend ends.
+`failed` follows too many consecutive quick failures; an operator (or, after a while, a call) starts the backend again.
+A backend that died with a call in flight, and a remote server that cannot be reached, are retried after `max_delay`
+anyway. `stopped` is the state of a lazy or idle backend before its next call, and the final state of every backend.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ memory would be lost to a client that only pauses between two calls."""
 
 
 class State(enum.StrEnum):
-    """Where a backend stands."""
+    """The state of a backend."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -60,11 +60,11 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
 }
 
 LISTED: Final = frozenset({State.STARTING, State.READY, State.BACKOFF})
-"""States in which a backend's last-good entries are listed: it is there, or only briefly away."""
+"""States in which a backend's last-good entries are listed: it is available, or only briefly away."""
 
 
 def check(old: State, new: State) -> State:
-    """Return the new state if it may follow the old one."""
+    """Return the new state if it may follow the old one; raise IllegalTransition otherwise."""
     if new not in TRANSITIONS[old]:
         text = f"{old} may not be followed by {new}"
         raise IllegalTransition(text)
@@ -72,7 +72,7 @@ def check(old: State, new: State) -> State:
 
 
 class Backoff:
-    """Counts quick failures of one backend and says how long to wait."""
+    """Counts quick failures of one backend and computes the delay before the next start."""
 
     def __init__(self, policy: RestartPolicy, random: Callable[[], float]) -> None:
         self.failures = 0
@@ -80,13 +80,13 @@ class Backoff:
         self._random = random
 
     def failed(self, healthy_for: float, *, has_served: bool = False) -> float | None:
-        """Note a failure after `healthy_for` seconds of being ready; returns the delay, or None to give up.
+        """Count a failure after `healthy_for` seconds in `ready`; return the delay, or None to stop restarting.
 
-        A session that has served calls was healthy, however short: its end is no quick failure. It ends the restarts
-        only where the policy allows none at all.
+        A session that has served calls was healthy, however short: its end is not a quick failure, and stops the
+        restarts only if the policy allows none at all.
 
-        The delay is `initial_delay` doubled for each failure in a row, at most `max_delay`, and then shortened by a
-        random share of up to `jitter`, so that backends which fell together do not rise together.
+        The delay is `initial_delay` doubled for each consecutive failure, at most `max_delay`, then shortened by a
+        random share of up to `jitter`, so that backends which fail together do not restart together.
         """
         policy = self._policy
         if has_served and policy != NEVER_RESTART:
@@ -101,31 +101,31 @@ class Backoff:
         return min(doubled, policy.max_delay) * (1 - policy.jitter * self._random())
 
     def reset(self) -> None:
-        """Start counting anew: somebody asked for another try."""
+        """Reset the count: an operator asked for another start."""
         self.failures = 0
 
 
 class EraPreference:
-    """Which era the next session of a backend is for, where the server offers both."""
+    """The era of a backend's next session, if the server offers both."""
 
     def __init__(self, preferred: Era | None = None) -> None:
         self.preferred: Era | None = preferred
-        """The era of the clients that the next session is for; None where no call has shown it yet."""
+        """The era of the clients that the next session is for; None before the first call."""
         self.other: Era | None = None
-        """The era that the server offers beside the one of its session; None without a session."""
+        """The other era that the server offers; None without a session."""
         self._used_at = dict.fromkeys(Era, -math.inf)
         self._changed_at = -math.inf
         self._is_bridging = self._is_changing = self._is_open = False
 
     def opened(self, other: Era | None) -> None:
-        """Note that a session was opened, and which other era the server offers."""
+        """Note that a session was opened, and the other era that the server offers."""
         has_failed = self._is_changing and other is not None and other is self.preferred
         if other is not None and (has_failed or self.preferred is None):
-            self.preferred = other.other  # the next session is not for an era that failed, or that a second one serves
+            self.preferred = other.other  # not an era that failed, or that a second session serves
         self.other, self._is_bridging, self._is_changing, self._is_open = other, has_failed, False, True
 
     def change(self, era: Era) -> None:
-        """Note that the session ends for one of this era; one that then fails is not tried again for `ERA_LINGER`."""
+        """Note that the session ends to make way for this era, which is not tried again for `ERA_LINGER` if it fails."""
         self.preferred = era
         self._changed_at, self._is_changing = self._used_at[era], True
         self.closed()
@@ -135,9 +135,9 @@ class EraPreference:
         self.other, self._is_open = None, False
 
     def note_call(self, pending: PendingCall, *, is_busy: bool) -> bool:
-        """Note a call; return whether it is of the other era, and no client of the session's era seems to be left."""
+        """Note a call; return whether it is of the other era, and the session's era seems to have no clients."""
         era = pending.call.caller.era
-        self._used_at[era] = pending.opened_at  # also of one that waits for its session
+        self._used_at[era] = pending.opened_at  # also for a call that waits for its session
         if era is self.other:
             self._is_bridging = True
             last_at = max(self._used_at[era.other], self._changed_at)
@@ -148,14 +148,14 @@ class EraPreference:
 
     @property
     def warning(self) -> str | None:
-        """Say that clients are bridged which the server could serve in their own era."""
+        """Log that clients are bridged which the server could serve in their own era."""
         if not self._is_bridging or self.other is None:
             return None
         return f"{self.other} clients use its session of the other era; 'era': 'each' starts it once for either"
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """One backend as people see it; the form of `GET /health`'s entries."""
+    """The status of one backend, in the form of `GET /health`'s entries."""
 
     state: State
     since: str
@@ -169,15 +169,15 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None
     era: str | None
     stale: bool
-    """Whether what is listed is the last-good state of a backend that is away."""
+    """Whether the list is the last-good one of a backend that is away."""
     breaker: str | None = None
-    """The circuit breaker: closed, open or half-open; null where there is none."""
+    """The state of the circuit breaker: closed, open or half-open; null without one."""
     warnings: tuple[str, ...] = ()
-    """What is wrong with its lists (one failed, entries were left out), and with what the config says of its tools."""
+    """Problems of its lists (one failed, entries were left out), and of the tools that the config names."""
 
     @classmethod
     def of(cls, one: Any, session: Session | None) -> Status:
-        """Return the status of the backend of this supervisor, with its present session."""
+        """Return the status of this supervisor's backend, with its present session."""
         return cls(
             state=one.state,
             since=one.since,
@@ -196,19 +196,19 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupervisorEvents(Protocol[S_contra]):
-    """What a supervisor reports: to the fleet, or to the owner of one client's session. Methods return at once."""
+    """A supervisor's reports to the fleet, or to the owner of one client's session. Methods must not wait."""
 
     def backend_changed(self, supervisor: S_contra, feature: str | None = None) -> None:
-        """Note that the state or the listing of a backend has changed; with a feature, the backend has said so."""
+        """Note that the state or the lists of a backend have changed; with a feature, the backend has announced it."""
 
     def resource_updated(
         self, supervisor: S_contra, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
     ) -> None:
-        """Pass on that a resource was updated; with a key, to the client of that session only."""
+        """Pass on a resource update; with a key, only to the client of that session."""
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Pass a notification to one client alone."""
+        """Pass a notification to one client only."""
 
     def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
-        """Return what clients want of a backend beyond calls; with a key, what that client wants of its session."""
+        """Return the subscriptions and log level for a backend; with a key, for that client's session."""
         ...

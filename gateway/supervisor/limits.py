@@ -1,8 +1,8 @@
 """Limits of one backend: its rate, a circuit breaker, and strikes for crashes. None has a clock.
 
-`CallLimits` holds them for one backend, however many sessions it has, and refuses calls: one too many as busy, one to a
-backend that keeps failing as unavailable. It is asked once when a call is submitted, notified once when the call ends,
-and costs nothing where the config sets no limits.
+`CallLimits` holds them for one backend, across all its sessions, and refuses calls: above the rate as busy, behind an
+open circuit breaker as unavailable. It is asked once when a call is submitted, notified once when the call ends, and
+costs nothing if the config sets no limits.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway.supervisor")
 
 MAX_NAMED: Final = 5
-"""Calls that the log names when a backend dies that had many."""
+"""Calls named in the log when a backend dies with many in flight."""
 MAX_ORIGINS: Final = 1_024
 """Clients of one backend whose crashes are counted; each has cost a start, so the table fills slowly."""
 
 
 class BreakerState(enum.StrEnum):
-    """Whether calls pass: all, none, or one to try."""
+    """The state of the circuit: all calls pass, none, or one as a trial."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -41,9 +41,9 @@ class BreakerState(enum.StrEnum):
 
 
 class Breaker:
-    """Opens after failures in a row; when its time is up, one call is let through, and its end decides.
+    """Opens after consecutive failures; when its time is up it admits one call, whose outcome decides.
 
-    Only what the backend did counts: a call that its client cancelled says nothing.
+    Only failures of the backend count: a call that its client cancelled proves nothing.
     """
 
     def __init__(self, policy: CircuitBreaker) -> None:
@@ -54,7 +54,7 @@ class Breaker:
         self._trying: PendingCall | None = None
 
     def admit(self, pending: PendingCall, now: float) -> float:
-        """Let a call pass; returns 0, or the seconds until one may be tried."""
+        """Admit a call: return 0, or the seconds until one may be tried."""
         if self.state is BreakerState.CLOSED:
             return 0.0
         left = self._opened_at + self._policy.open_for - now
@@ -67,12 +67,12 @@ class Breaker:
         return 0.0
 
     def ended(self, pending: PendingCall, outcome: Outcome | None, now: float) -> None:
-        """Learn how a call ended; None if nobody waited for its end."""
+        """Record the outcome of a call; None if it was cancelled."""
         tried = pending is self._trying
         if tried:
             self._trying = None
         if self.state is not BreakerState.CLOSED and not tried:
-            return  # one from before it opened: the call that is let through decides
+            return  # sent before the circuit opened: only the trial call decides
         if isinstance(outcome, Complete | InputRequired | Failure):
             self._failures = 0
             self.state = BreakerState.CLOSED
@@ -84,14 +84,14 @@ class Breaker:
 
 
 class Strikes:
-    """Counts the crashes of one backend that calls of each client have brought about."""
+    """Counts the crashes of one backend by the client whose call caused them."""
 
     def __init__(self, limit: CrashLimit) -> None:
         self._limit = limit
         self._at: dict[str, deque[tuple[float, bool]]] = {}  # the client with the latest crash last
 
     def __len__(self) -> int:
-        """Clients with a crash that may count."""
+        """The number of clients with a recorded crash."""
         return len(self._at)
 
     def add(self, origin: str, now: float, *, is_sure: bool = True) -> None:
@@ -105,9 +105,9 @@ class Strikes:
             del self._at[next(iter(self._at))]
 
     def answered(self, origin: str) -> None:
-        """Forget the crashes that are not sure: a client that gets answers may just have been the busiest one.
+        """Forget the crashes that are not certain: a client that gets answers may just have been the busiest one.
 
-        Else a client whose calls crash the backend after a while could have another one refused.
+        Otherwise a client whose calls crash the backend after a while could cause another one to be refused.
         """
         crashes = self._at.get(origin)
         if crashes is None or all(is_sure for _, is_sure in crashes):
@@ -119,7 +119,7 @@ class Strikes:
             del self._at[origin]
 
     def wait(self, origin: str, now: float) -> float:
-        """Return 0 if a client may have calls, else the seconds until it may."""
+        """Return 0 if a client may send calls, else the seconds until it may."""
         crashes = self._at.get(origin)
         if crashes is None or len(crashes) < self._limit.crashes:
             return 0.0
@@ -137,7 +137,7 @@ class CallLimits:
         self._config = config
         self._name = config.name
         self.limits = self.breaker is not None or self._bucket is not None
-        """Whether there is anything to ask at all."""
+        """Whether any limit is configured."""
 
     def timeout(self, method: str, own_name: str) -> float:
         """Return the timeout of a call: its tool's own, else the server's."""
@@ -149,7 +149,7 @@ class CallLimits:
         return config.call_timeout
 
     def blame(self, crash: BackendExited, now: float) -> None:
-        """Count a crash, once, to the client of the call that was sent last, if there was any."""
+        """Count a crash, once, to the client of the last call sent, if any."""
         if not crash.suspects or crash is self._crash:
             return
         self._crash = crash
@@ -162,29 +162,29 @@ class CallLimits:
             self.strikes.add(origin, now, is_sure=all(one.origin == origin for one in crash.suspects))
 
     def check_strikes(self, pending: PendingCall, now: float) -> None:
-        """Let a call pass unless calls of its client keep crashing the backend. Raises Busy."""
+        """Admit a call unless calls of its client keep crashing the backend. Raises Busy."""
         if self.strikes and (wait := self.strikes.wait(pending.call.caller.origin, now)):
             text = f"crash limit exceeded for backend {self._name!r} (crash_limit); retry in {math.ceil(wait)} s"
             raise Busy(text, retry_after=wait)
 
     def admit(self, pending: PendingCall, now: float) -> None:
-        """Let a call pass.
+        """Admit a call.
 
         Raises:
             BackendUnavailable: the circuit breaker is open.
-            Busy: the rate limit is used up.
+            Busy: the rate limit is exceeded.
         """
         if self.breaker is not None and (wait := self.breaker.admit(pending, now)):
             raise BackendUnavailable(
-                self._name, f"keeps failing and gets no calls now (circuit_breaker); try again in {wait:.1f} s"
+                self._name, f"keeps failing: circuit open (circuit_breaker); retry in {wait:.1f} s"
             )
         if self._bucket is not None and (wait := self._bucket.delay_until_available(now)):
             if self.breaker is not None:
-                self.breaker.ended(pending, None, now)  # it does not get as far as to try anything
-            text = f"backend {self._name!r} gets no more calls now (rate_limit); try again in {wait:.2f} s"
+                self.breaker.ended(pending, None, now)  # the trial call was not sent
+            text = f"rate limit exceeded for backend {self._name!r} (rate_limit); retry in {wait:.2f} s"
             raise Busy(text)
 
     def ended(self, pending: PendingCall, outcome: Outcome | None, now: float) -> None:
-        """Learn how a call ended that was let pass, or was not accepted after all (None)."""
+        """Record the outcome of an admitted call, or None if it was refused after all."""
         if self.breaker is not None:
             self.breaker.ended(pending, outcome, now)

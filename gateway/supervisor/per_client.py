@@ -1,11 +1,11 @@
 """Backends with more than one session: `session: client`, `session: call`, and servers that offer both eras.
 
-`PerClientSupervisors` supervises the one session that lists and subscribes for all clients, and owns further ones that
-only calls go to: one for each client (a stdio process, a legacy session, an authenticated principal), opened on first
-use and ended with the client or when idle, or one for each call. Each declares exactly what its client can do. A shared
-backend of both eras has one further session, for the clients of the era that the first one does not speak: it is opened
-for their first list or call, and what it lists differently is part of the backend's listing. Bounded in number; all of
-them are tasks of this supervisor's own nursery.
+`PerClientSupervisors` supervises the shared session, which lists and subscribes for all clients, and further sessions
+for calls: one for each client (a stdio process, a legacy session, an authenticated principal), opened on first use and
+closed with the client or when idle, or one for each call. Each declares exactly the capabilities of its client. A
+shared backend of both eras has one further session, for the clients of the era that the first one does not speak: it is
+opened for their first list or call, and what it lists differently is part of the backend's listing. Bounded in number;
+all are tasks of this supervisor's own nursery.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from gateway.supervisor.queue import CallQueue
 
 CLIENT_IDLE: Final = 300.0
-"""Seconds without a call after which a client's session ends, where the config has no `idle_timeout`."""
+"""Seconds without a call after which a client's session ends, if the config has no `idle_timeout`."""
 CALL_LINGER: Final = 0.05
-"""Seconds between two looks whether the one call of a session has ended."""
+"""Seconds between two checks whether the only call of a session has ended."""
 
 log = logging.getLogger("gateway.supervisor")
 
 
 class ClientSupervisor(Supervisor):
-    """The owner of one session of one client or call; over when it is idle or has failed."""
+    """The owner of one session of one client or call; it ends when the session is idle or has failed."""
 
     alone = False
-    """Whether no further call can come to it, so that nothing is started again once nobody waits."""
+    """Whether no further call can arrive, so that a start is of no use once its calls have been cancelled."""
 
     async def run(self) -> None:
         """Own the session; see `Supervisor.run`."""
@@ -55,7 +55,7 @@ class ClientSupervisor(Supervisor):
         await super().run()
 
     def call_ended(self, pending: PendingCall) -> None:
-        """Note that a call has ended; where it was the only one, nothing is started for it any more."""
+        """Note the end of a call; stop a start that was only for this call."""
         super().call_ended(pending)
         if self.alone and self.state in {State.STARTING, State.BACKOFF}:
             self.stop()
@@ -67,11 +67,11 @@ class ClientSupervisor(Supervisor):
             self._sibling._used_at = self._used_at
 
     def is_over(self, delay: float | None) -> bool:
-        """Whether this was the last session: no call waits, and no further one can come."""
+        """Return whether this was the last session: no call is queued, and no further one can arrive."""
         return (delay is None or self.alone) and not self._queue.tidy()
 
     async def _serve(self, session: Session) -> None:
-        """Feed the session; one for the other era is of no use where the server has refused that era."""
+        """Feed the session; hand its calls over if the server has refused the session's era."""
         if self._sibling is not None and session.greeting.era is not self._eras.preferred:
             self._sibling.take_over(self._queue)
             self.stop()
@@ -80,7 +80,7 @@ class ClientSupervisor(Supervisor):
 
 
 class PerClientSupervisors(Supervisor):
-    """One backend's owner, with a session of its own for each client or call."""
+    """The owner of one backend with a separate session for each client or call."""
 
     nursery: trio.Nursery
 
@@ -90,12 +90,12 @@ class PerClientSupervisors(Supervisor):
         super().__init__(config, opener, events, **kwargs)
         self._private: dict[object, ClientSupervisor] = {}
         self._was_listed_for: set[Era] = set()
-        """The eras for whose lists a session was started; one that fails is started again by calls alone."""
+        """Eras for whose lists a session was started; after a failure only calls start one."""
 
     def submit(self, pending: PendingCall) -> None:
-        """Put a call into the queue of its client's session; see `Supervisor.submit`.
+        """Queue a call for its client's session; see `Supervisor.submit`.
 
-        Subscribing is for the shared session, which is there before the client's own; that one follows by itself.
+        Subscriptions go to the shared session, which exists before the client's own; that one is updated from it.
         """
         if pending.call.method in WATCHED:
             super().submit(pending)
@@ -104,7 +104,7 @@ class PerClientSupervisors(Supervisor):
         if key is None:
             super().submit(pending)
             return
-        self.gate.check_strikes(pending, pending.opened_at)  # before a session is made for it
+        self.gate.check_strikes(pending, pending.opened_at)  # before a session is opened for it
         private = self._private.get(key)
         if private is None:
             if self._stopping.is_set():
@@ -113,7 +113,7 @@ class PerClientSupervisors(Supervisor):
         private.submit(pending)
 
     def _key(self, caller: Caller) -> object | None:
-        """Return who shares a session, None for the first one; anonymous modern requests over HTTP share none."""
+        """Return the client that shares a session, None for the first one; anonymous modern requests share none."""
         if self.config.session == "shared":
             has_own = caller.era is self._eras.other or (caller.era,) in self._private  # also while the first is away
             return (caller.era,) if has_own else None
@@ -122,10 +122,10 @@ class PerClientSupervisors(Supervisor):
         return caller.session or caller.principal or object()
 
     def _change_era(self, era: Era) -> None:
-        """Keep the session as it is: there is one for each era."""
+        """Keep the session: each era has its own."""
 
     def _sort_queue(self) -> None:
-        """Move the calls of the other era, which came before it was known that the server offers both."""
+        """Move the calls of the other era, submitted before it was known that the server offers both."""
         other = self._eras.other
         if self.config.session == "shared" and other is not None and not self._stopping.is_set():
             for pending in self._queue.take(math.inf):
@@ -146,7 +146,7 @@ class PerClientSupervisors(Supervisor):
         return None if private is None or private.settled.is_set() else private
 
     def _keep_listing(self, listing: Listing, feature: str | None) -> None:
-        """Keep what the first session lists, beside what the other era's lists or is known to list."""
+        """Publish the lists of the first session with those, present or cached, of the other era's."""
         known, other = self.listing, self._eras.other
         if self.config.session == "shared" and other is not None:
             private = self._private.get((other,))
@@ -157,29 +157,29 @@ class PerClientSupervisors(Supervisor):
         super()._keep_listing(listing, feature)
 
     def take_over(self, queue: CallQueue) -> None:
-        """Take the calls of the session for the other era, which the server has refused, and forget its lists."""
+        """Queue the calls of the other era's session, which the server has refused, and forget its lists."""
         self._private.pop((self._eras.other,), None)
         super().take_over(queue)
         if self._session is not None:
             self._keep_listing(self._session.listing, None)
 
     def listed_for(self, era: Era, listing: Listing, feature: str | None) -> None:
-        """Keep what the session of the other era lists; with a feature, it has said that those lists changed."""
+        """Publish the lists of the other era's session; with a feature, it has announced that those lists changed."""
         if self._session is None:
             first = self.listing and self.listing.in_era(era.other)
         else:
-            first = self._session.listing if self._eras.other is era else None  # else it is of this era itself by now
+            first = self._session.listing if self._eras.other is era else None  # else it is of this era itself
         if first is not None:
             super()._keep_listing(merge_eras(first, era.other, listing), feature)
 
     def list_changed(self, feature: str) -> None:
-        """Note that a feature's lists must be read again: in every session, though only one may be told."""
+        """Have a feature's lists read again in every session, though only one may be notified."""
         super().list_changed(feature)
         if self._eras.other is not None and (private := self._private.get((self._eras.other,))) is not None:
             private._relister.mark(feature, is_announced=False)
 
     def relist(self, feature: str) -> None:
-        """Read a feature's lists again, which the backend has announced elsewhere, or not at all."""
+        """Read a feature's lists again, whose change was announced to another session or not at all."""
         self._relister.mark(feature, is_announced=False)
 
     def _make(self, key: object, era: Era, capabilities: msgspec.Raw | None = None) -> ClientSupervisor:
@@ -209,7 +209,7 @@ class PerClientSupervisors(Supervisor):
         return private
 
     def pass_on(self, method: str, params: msgspec.Raw, key: str) -> None:
-        """Hand on a client's notification to its own session; one that has none yet has nothing to hear it."""
+        """Pass a client's notification to its own session, if there is one."""
         private = self if self.config.session == "shared" else self._private.get(key)
         if private is self:
             super().pass_on(method, params, key)
@@ -217,14 +217,14 @@ class PerClientSupervisors(Supervisor):
             private.pass_on(method, params, key)
 
     def apply_subscriptions(self) -> None:
-        """Bring every session in line: a level that a client sets later is for those that it has already, too."""
+        """Update every session: a level that a client sets later applies to its existing sessions, too."""
         super().apply_subscriptions()
         for private in self._private.values():
             private.apply_subscriptions()
 
     def client_gone(self, key: str) -> None:
-        """End the session of a client that has gone."""
-        private = self._private.pop(key, None)  # one that comes back at once gets another
+        """Close the sessions of a client that has disconnected."""
+        private = self._private.pop(key, None)  # a client that comes back immediately gets another
         if private is not None:
             private.stop()
 
@@ -234,18 +234,18 @@ class PerClientSupervisors(Supervisor):
             del self._private[key]
 
     def updated_for(self, key: str, uri: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hand on that a resource was updated, to one client."""
+        """Pass a resource update to one client."""
         self._events.resource_updated(self, uri, params, key)
 
     def desired_state_of(self, key: str | None) -> DesiredState:
-        """What the session of one client should be set to; one of a single call watches nothing."""
+        """Return the subscriptions and log level for a client's session; one for a single call has no subscriptions."""
         return (
             DesiredState(self.desired_state().log_level) if key is None else self._events.desired_state(self.name, key)
         )
 
     @property
     def in_flight(self) -> int:
-        """Calls that any of the sessions is working on."""
+        """The number of calls in flight in all sessions."""
         return super().in_flight + sum(private.in_flight for private in self._private.values())
 
     @property
@@ -264,7 +264,7 @@ class PerClientSupervisors(Supervisor):
         return len(self._private)
 
     def stop(self, *, drain_grace: float = 0.0, successor: Supervisor | None = None) -> None:
-        """Ask all sessions for their end; see `Supervisor.stop`."""
+        """Ask all sessions to stop; see `Supervisor.stop`."""
         for private in list(self._private.values()):
             private.stop(drain_grace=drain_grace, successor=successor)
         super().stop(drain_grace=drain_grace, successor=successor)
@@ -276,7 +276,7 @@ class PerClientSupervisors(Supervisor):
 
 
 class _ClientEvents:
-    """The `SupervisorEvents` of one private session, which concern its client alone."""
+    """The `SupervisorEvents` of one private session, for its client only."""
 
     def __init__(self, owner: PerClientSupervisors, key: object, era: Era | None) -> None:
         """With an era, the session is for all its clients."""
@@ -287,7 +287,7 @@ class _ClientEvents:
         self._listed: Listing | None = None
 
     def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
-        """Hear of a change: of the session's end, or of its lists (those it began with are no news)."""
+        """Handle the end of the session, or a change of its lists after the first ones."""
         if supervisor.ended:
             self._owner.gone(self._key, supervisor)
         elif (self._client or self._era) is not None and supervisor.state is State.READY:
@@ -310,16 +310,16 @@ class _ClientEvents:
     def resource_updated(
         self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
     ) -> None:
-        """Hand an update to the client, if it watches the resource."""
+        """Pass an update to the client, if it is subscribed to the resource."""
         del supervisor, key
         if self._client is not None:
             self._owner.updated_for(self._client, uri, params)
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hand on what is for one client alone."""
+        """Pass a notification to the client only."""
         self._owner.for_client(key, method, params)
 
     def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
-        """The log level that clients want, and what this one watches."""
+        """Return the log level that clients set, and this client's subscriptions."""
         del backend, key
         return self._owner.desired_state_of(self._client)

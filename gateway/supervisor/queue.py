@@ -1,9 +1,9 @@
 """The calls that wait for one backend: a bounded queue, which only the supervisor's own task empties.
 
-A full queue drops its cancelled calls before it refuses one. A call that was sent returns to the queue, in its old
-order and whether or not there is room, when its session died before it took the call, or when the backend died before
-it sent anything about the call and the tool's annotations say that a second call has no further effect (`retry` in the
-config). Those are bounded by what a session may work on at once.
+A full queue drops its cancelled calls before it refuses a new one. A call that was sent returns to the queue, in its
+old order and even if the queue is full, when its session died before accepting it, or when the backend died before
+sending anything about it and the tool's annotations say that a second call has no further effect (`retry` in the
+config). Those are bounded by the calls that a session may have in flight.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Tool(msgspec.Struct):
 
 
 def may_repeat(tool: bytes) -> bool:
-    """Whether a tool says of itself that a second call does no more than the first (server/tools, annotations)."""
+    """Return whether a tool declares that a second call has no further effect (server/tools, annotations)."""
     try:
         hints = msgspec.json.decode(tool, type=_Tool).annotations
     except (ValueError, RecursionError):
@@ -45,17 +45,17 @@ def may_repeat(tool: bytes) -> bool:
 
 
 def may_resend(pending: PendingCall, outcome: Outcome, listing: Listing | None) -> bool:
-    """Whether a call that would end with this outcome may be sent once more."""
+    """Return whether a call that would end with this outcome may be sent once more."""
     if not isinstance(outcome, BackendExited) or pending.call.method != "tools/call" or listing is None:
         return False
     if pending.was_resent or not pending.is_untouched or pending.task_id:
         return False
     named = [tool for tool in listing.items.get(Kind.TOOLS, ()) if tool.own == pending.own_name]
-    return bool(named) and all(may_repeat(tool.raw) for tool in named)  # in both eras, where it differs
+    return bool(named) and all(may_repeat(tool.raw) for tool in named)  # in both eras, whose definitions differ
 
 
 class CallQueue:
-    """The queue of one backend, first in first out."""
+    """The queue of one backend, first in, first out."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -63,14 +63,14 @@ class CallQueue:
         self._arrived = trio.Event()
 
     def __len__(self) -> int:
-        """Calls that wait, cancelled ones included."""
+        """Return the number of queued calls, including cancelled ones."""
         return len(self._calls)
 
     def put(self, pending: PendingCall) -> None:
-        """Add a call; in a full queue, cancelled ones make room.
+        """Add a call; a full queue drops cancelled ones first.
 
         Raises:
-            trio.WouldBlock: the queue is full of calls that are wanted.
+            trio.WouldBlock: the queue is full of pending calls.
         """
         if len(self._calls) >= self._size and self.tidy() >= self._size:
             raise trio.WouldBlock
@@ -78,23 +78,23 @@ class CallQueue:
         self._arrived.set()
 
     def put_back(self, *calls: PendingCall) -> None:
-        """Return calls that were taken out, to where they were."""
+        """Return calls to their places in the queue."""
         self._calls = deque(sorted([*calls, *self._calls], key=lambda pending: pending.number))
         self._arrived.set()
 
     def tidy(self) -> int:
-        """Drop the calls that were cancelled meanwhile; return how many are left."""
+        """Drop cancelled calls; return the number of the others."""
         self._calls = deque(pending for pending in self._calls if not pending.over)
         return len(self._calls)
 
     async def wait(self) -> None:
-        """Wait until there is a call."""
+        """Wait until the queue has a call."""
         while not self._calls:
             self._arrived = trio.Event()
             await self._arrived.wait()
 
     def take(self, limit: float) -> list[PendingCall]:
-        """Take out at most so many calls; cancelled ones are dropped."""
+        """Dequeue at most `limit` calls; drop cancelled ones."""
         batch: list[PendingCall] = []
         while self._calls and len(batch) < limit:
             pending = self._calls.popleft()
@@ -103,7 +103,7 @@ class CallQueue:
         return batch
 
     def recheck(self, check: Callable[[PendingCall], None]) -> None:
-        """End every call that may not pass any longer; `check` raises Busy for it."""
+        """End every call that is no longer admitted; `check` raises Busy for it."""
         for pending in tuple(self._calls):
             try:
                 check(pending)
@@ -112,12 +112,12 @@ class CallQueue:
         self.tidy()
 
     def finish_all(self, outcome: Outcome) -> None:
-        """End everything that waits with this outcome."""
+        """End every queued call with this outcome."""
         for pending in self.take(math.inf):
             pending.finish(outcome)
 
     def hand_over(self, submit: Callable[[PendingCall], None]) -> None:
-        """Give everything that waits to `Supervisor.submit` of another backend; what it refuses ends so."""
+        """Submit every queued call to another backend with `submit`; end the calls that it refuses."""
         for pending in self.take(math.inf):
             try:
                 submit(pending)

@@ -1,9 +1,9 @@
-"""Limit how many child processes start at once: three hundred together would all be too slow, and all time out.
+"""Limit how many child processes start concurrently: three hundred together would all be slow, and all time out.
 
-`StartLimiter` wraps an opener; it has no task. A start waits for a slot here, before its `connect_timeout` begins, and
-releases the slot when its session is open or could not be opened. A backend that a caller waits for goes first. Starts
-that hang do not delay the others for long: when none has ended for `STALL_TIMEOUT` seconds, those in progress no longer
-count. Remote backends cost the machine nothing to start and never wait here.
+`StartLimiter` wraps an opener; it has no task. A start waits here for a slot, before its `connect_timeout` begins, and
+releases the slot when its session is open or has failed to open. A backend with a waiting caller goes first. Starts
+that hang do not delay the others for long: when none has ended for `STALL_TIMEOUT` seconds, those in progress stop
+counting. Remote backends cost the machine nothing to start and never wait here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from gateway.config import ServerConfig
 
 MAX_CONCURRENT_STARTS: Final = max(16, 4 * (os.cpu_count() or 1))
-"""Starts at once. Enough for everything on a desktop; sixteen servers of half a CPU second each are ready within 4 s on
-two cores, far from any `connect_timeout`."""
+"""Concurrent starts. Enough for a desktop; sixteen servers of half a CPU second each are ready within 4 s on two cores,
+far from any `connect_timeout`."""
 STALL_TIMEOUT: Final = 5.0
-"""Seconds without the end of any start after which those under way are taken to hang, and others may start beside."""
+"""Seconds without the end of any start after which those in progress are considered hung and no longer count."""
 
 
 class _Slot:
@@ -44,14 +44,14 @@ class _Slot:
 
 
 class StartLimiter:
-    """An opener that lets only so many processes start at a time."""
+    """An opener that limits concurrent starts of processes."""
 
     def __init__(self, opener: Opener, limit: int = MAX_CONCURRENT_STARTS) -> None:
         self._opener = opener
         self._limit = limit
         self._starting: set[_Slot] = set()
         self._waiting: list[_Slot] = []
-        self._changed_at = 0.0  # when a slot was given or released last
+        self._changed_at = 0.0  # when a slot was last acquired or released
 
     @asynccontextmanager
     async def __call__(
@@ -62,7 +62,7 @@ class StartLimiter:
         capabilities: msgspec.Raw | None = None,
         era: Era | None = None,
     ) -> AsyncGenerator[Session]:
-        """Open a session when it is this backend's turn; raises what the opener raises. Cancelled, it goes."""
+        """Open a session when it is this backend's turn. Raises what the opener raises. Cancelling leaves the queue."""
         slot = _Slot(listener)
         try:
             if config.command is not None:

@@ -1,12 +1,12 @@
-"""What clients receive beyond the answers to their calls: resource updates, log messages, notifications.
+"""Messages to clients besides the outcomes of calls: resource updates, log messages, notifications.
 
 `SubscriptionRegistry` counts by client, so that a backend is subscribed to a resource once, however many clients are,
-and has the most verbose log level that any of them wants. Sessions bring their backend in line with it, also after a
-restart. Kept by backend and by client: frequent events look only at the entries that they concern.
+and has the most verbose log level of all its clients. Sessions apply this to their backend, also after a restart. It is
+indexed by backend and by client: frequent events look only at the entries that they concern.
 
-`ClientNotifications` delivers what is for one client alone, by the key of its sessions with backends: the stdio
-process, a legacy session, or an authenticated principal. A principal may have several streams open; each of them
-receives everything. The owner of a receiver closes it when the client has gone.
+`ClientNotifications` delivers messages for one client only, by the key of its backend sessions: the stdio process, a
+legacy session, or an authenticated principal. A principal may have several streams open; each of them receives
+everything. The owner of a receiver removes it when the client disconnects.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
     Receiver = Callable[[str, dict[str, msgspec.Raw]], None]
 
 LEVEL_KEPT: Final = 60.0
-"""Seconds for which legacy backends log what a modern request has asked for: telling them costs a request each time."""
+"""Seconds for which legacy backends keep the log level of a modern request: each change costs a request."""
 
 
 class _Watcher(msgspec.Struct, frozen=True):
     update: Update
     key: str | None
-    """The client's session (or principal), for backends that have a session for it alone."""
+    """The client's session (or principal), for backends with a separate session for it."""
 
 
 class _Watched:
-    """What is watched at one backend."""
+    """The resources watched at one backend."""
 
     def __init__(self) -> None:
         self.watchers: dict[str, dict[object, _Watcher]] = {}
         self._wholes: defaultdict[str, set[str]] = defaultdict(set)
-        """URIs by what they are without slashes at the end: a resource that is part of one begins so."""
+        """URIs by themselves without trailing slashes: the URI of a resource that is part of one begins with that."""
 
     def add(self, uri: str, client: object, watcher: _Watcher) -> None:
         self.watchers.setdefault(uri, {})[client] = watcher
@@ -59,7 +59,7 @@ class _Watched:
                 del self._wholes[whole]
 
     def concerned(self, uri: str) -> set[str]:
-        """Return the watched URIs that are this resource, or one that it is part of."""
+        """Return the watched URIs that are this resource, or one that contains it."""
         concerned = {uri} if uri in self.watchers else set[str]()
         if uri.count("/") > len(self._wholes):  # a URI may consist of slashes
             for whole, watched in self._wholes.items():
@@ -74,7 +74,7 @@ class _Watched:
 
 
 class SubscriptionRegistry:
-    """All wishes of all clients. Clients are told apart by a key object that lives as long as they do."""
+    """The subscriptions and log levels of all clients. A key object that lives as long as its client identifies it."""
 
     def __init__(self) -> None:
         self._levels: dict[object, str] = {}
@@ -87,13 +87,13 @@ class SubscriptionRegistry:
         return client in self._levels or client in self._clients
 
     def want_level(self, client: object, level: str | None) -> None:
-        """Note the log level that a client wants; None for none any more."""
+        """Set the log level of a client; None removes it."""
         self._levels.pop(client, None)
         if level is not None:
             self._levels[client] = level
 
     def lend_level(self, level: str) -> bool:
-        """Note the level of a request that stands alone, for a while; returns whether it is news."""
+        """Set the log level of a stateless request for `LEVEL_LEASE` seconds; return whether it changes anything."""
         is_new = level not in self._lent
         self._lent[level] = trio.current_time() + LEVEL_KEPT
         if is_new:
@@ -101,7 +101,7 @@ class SubscriptionRegistry:
         return is_new
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Forget levels that were lent, and say so; runs until cancelled."""
+        """Expire the levels of stateless requests, and report them; runs until cancelled."""
         while True:
             await self._has_lent.wait()
             self._has_lent = trio.Event()
@@ -112,12 +112,12 @@ class SubscriptionRegistry:
                 changed()
 
     def watch(self, client: object, backend: str, uri: str, update: Update, *, key: str | None = None) -> None:
-        """Note that a client wants to hear of a resource."""
+        """Subscribe a client to a resource."""
         self._backends[backend].add(uri, client, _Watcher(update, key))
         self._clients[client].add((backend, uri))
 
     def unwatch(self, client: object, backend: str, uri: str) -> None:
-        """Note that a client does not want to hear of a resource any more."""
+        """Unsubscribe a client from a resource."""
         if (backend, uri) not in self.watched(client):
             return
         self._backends[backend].remove(uri, client)
@@ -126,11 +126,11 @@ class SubscriptionRegistry:
             del self._clients[client]
 
     def watched(self, client: object) -> list[tuple[str, str]]:
-        """The (backend, uri) that a client wants to hear of."""
+        """Return the (backend, uri) pairs that a client is subscribed to."""
         return list(self._clients.get(client, ()))
 
     def forget(self, client: object) -> set[str]:
-        """Drop all wishes of a client that has gone; returns the backends that they concerned."""
+        """Drop everything of a client that has disconnected; return the backends concerned."""
         self._levels.pop(client, None)
         keys = self.watched(client)
         for backend, uri in keys:
@@ -138,7 +138,7 @@ class SubscriptionRegistry:
         return {backend for backend, _ in keys}
 
     def of(self, backend: str, key: str | None = None) -> DesiredState:
-        """What this backend's session should be set to; with a key, the session that is that client's alone."""
+        """Return the subscriptions and log level for this backend's session; with a key, for that client's own."""
         level = min((*self._levels.values(), *self._lent), key=LOG_LEVELS.index, default=None)
         if backend not in self._backends:
             return DesiredState(level)
@@ -149,9 +149,9 @@ class SubscriptionRegistry:
         return DesiredState(level, frozenset(own))
 
     def updated(self, backend: str, uri: str, params: dict[str, msgspec.Raw], key: str | None = None) -> None:
-        """Tell those who want to hear of this resource, or of one that it is part of (server/resources).
+        """Notify the subscribers of this resource, or of one that contains it (server/resources).
 
-        With a key, only that client: the update was seen in its own session.
+        With a key, only that client: the update arrived in its own session.
         """
         if backend not in self._backends:
             return
@@ -163,21 +163,21 @@ class SubscriptionRegistry:
 
 
 class ClientNotifications:
-    """All receivers of all clients. A receiver takes a method and params, and returns at once."""
+    """All receivers of all clients. A receiver is called with a method and params, and returns immediately."""
 
     def __init__(self) -> None:
         self._receivers: dict[str, list[Receiver]] = {}
 
     def __len__(self) -> int:
-        """Clients that have one."""
+        """Return the number of clients with a receiver."""
         return len(self._receivers)
 
     def register(self, key: str, receiver: Receiver) -> None:
-        """Have a receiver filled with what is for this client."""
+        """Add a receiver for the messages to this client."""
         self._receivers.setdefault(key, []).append(receiver)
 
     def close(self, key: str, receiver: Receiver) -> None:
-        """Take a receiver away. Safe to repeat, and for one that never was."""
+        """Remove a receiver. Safe to repeat, and for an unknown one."""
         receivers = self._receivers.get(key, [])
         if receiver in receivers:
             receivers.remove(receiver)
@@ -185,6 +185,6 @@ class ClientNotifications:
             self._receivers.pop(key, None)
 
     def deliver(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Tell a client something; one that has gone, or has no receiver, does not get it."""
+        """Pass a message to a client's receivers, if there are any."""
         for receiver in tuple(self._receivers.get(key, ())):
             receiver(method, params)

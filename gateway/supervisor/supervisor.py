@@ -1,8 +1,8 @@
 """The owner of one backend: opens its session, sends it calls or queues them, restarts, drains and stops it.
 
-All of a backend's life happens inside `Supervisor.run`, one task under the fleet's nursery; other tasks only submit
-calls, set events and read fields. `BackendError`, `OSError` and a start that takes too long lead to a restart; anything
-else is a bug and reaches the root.
+The backend's whole life happens inside `Supervisor.run`, one task under the fleet's nursery; other tasks only submit
+calls, set events and read fields. `BackendError`, `OSError` and a start that exceeds its timeout lead to a restart;
+anything else is a bug and reaches the root.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ class Supervisor:
         self.restarts = 0
         self.last_error: str | None = None
         self.loose_ends: tuple[str, ...] = ()
-        """What its config says of tools that the server does not list."""
+        """Problems of the tools that the config names but the server does not list."""
         self.listing: Listing | None = last_good
-        """What the backend listed last, perhaps in an earlier life of the gateway; None if it never did."""
+        """The backend's last lists, perhaps from an earlier run of the gateway; None if there are none."""
         self.is_overdue = is_overdue
-        """Whether a client has waited in vain for its first start, perhaps in an earlier run: no list waits again."""
+        """Whether a client has waited too long for its first start, perhaps in an earlier run: no list waits again."""
         self.settled = trio.Event()
-        """Set when the first start has ended, well or not."""
+        """Set when the first start has ended, successfully or not."""
         self.known = trio.Event()
         """Set when the backend has listed once, or has failed for good."""
         self.ended = False
-        """Whether `run` has come to its end, so that nothing can be submitted any more."""
+        """Whether `run` has returned, so that no call can be submitted."""
         self.gate = CallLimits(config)
         self.history = CallStats()
         self._opener = opener
@@ -98,14 +98,14 @@ class Supervisor:
         self._relister = Relister(self.name)
         self._entered_at = self._used_at = trio.current_time()
 
-    # What other tasks may call. None of it waits.
+    # Called by other tasks. None of it waits.
 
     def submit(self, pending: PendingCall) -> None:
-        """Send a call where nothing is queued and a slot is free; else queue it, within its own deadline.
+        """Send a call if nothing is queued and a slot is free; else queue it, within its own deadline.
 
         Raises:
             BackendUnavailable: the backend has failed, is stopped or draining, or its circuit breaker is open.
-            Busy: the queue is full, the rate limit is used up, or calls of this client keep crashing the backend.
+            Busy: the queue is full, the rate limit is exceeded, or calls of this client keep crashing the backend.
         """
         gate = self.gate
         gate.check_strikes(pending, pending.opened_at)
@@ -133,10 +133,10 @@ class Supervisor:
         pending.queued(self)
 
     def call_ended(self, pending: PendingCall) -> None:
-        """Note that a call has ended, by whatever."""
+        """Record the end of a call, whatever its cause."""
         now = pending.ended_at
         if isinstance(pending.outcome, BackendExited):
-            self.gate.blame(pending.outcome, now)  # at once: its client may call again before the session is closed
+            self.gate.blame(pending.outcome, now)  # immediately: its client may call again before the session is closed
         self.history.ended(pending, now - pending.opened_at)
         if (strikes := self.gate.strikes) or not self._has_served:
             is_answered = not isinstance(pending.outcome, (GatewayError, NoneType))
@@ -156,7 +156,7 @@ class Supervisor:
         return True
 
     def _change_era(self, era: Era) -> None:
-        """End the session, so that the backend is started again in the era of the calls that wait."""
+        """End the session, so that the backend restarts in the era of the queued calls."""
         self._eras.change(era)
         self._session = None
         extra = {"event": "era_changed", "backend": self.name, "era": era}
@@ -164,12 +164,12 @@ class Supervisor:
         self._serving.cancel(reason="its clients speak the other era")
 
     def _sort_queue(self) -> None:
-        """Decide, with a new session, what becomes of calls that came before its era was known."""
+        """Sort the calls queued before the backend's era was known."""
         if self.queued and self._eras.other is not None and self._eras.preferred is self._eras.other:
             self._change_era(self._eras.other)
 
     def take_over(self, queue: CallQueue) -> None:
-        """Take the calls of the session for the other era: the server has refused it."""
+        """Queue the calls of the other era's session, which the server has refused."""
         self._eras.other = None
         calls = queue.take(math.inf)
         for pending in calls:
@@ -177,17 +177,17 @@ class Supervisor:
         self._queue.put_back(*calls)
 
     def request_start(self) -> None:
-        """Note that a caller needs the backend: a stopped one starts, and a backoff is cut to its first step.
+        """Note that a caller needs the backend: start a stopped one, cut a backoff to its first step.
 
-        One that has failed is tried again after `max_delay`; a later call may find it back. What callers do, however
-        often, must not use up the quick failures: only `wake` starts at once.
+        A failed backend is tried again after `max_delay`, since it may have recovered. Callers, however many, must not
+        use up the quick failures: only `wake` starts it immediately.
         """
         self._wanted = True
         if trio.current_time() - self._entered_at >= self._start_waits.get(self.state, math.inf):
             self.wake()
 
     def login_owed(self, reason: str) -> None:
-        """Note that the start waits for a person: nobody else need wait for it, and people should see why."""
+        """Note that the start waits for a person: callers need not wait for it, and the status shows the reason."""
         self.last_error = reason
         self.settled.set()
         self.known.set()
@@ -197,9 +197,9 @@ class Supervisor:
         self._woken.set()
 
     def stop(self, *, drain_grace: float = 0.0, successor: Supervisor | None = None) -> None:
-        """Ask for the end: calls in flight get `drain_grace` seconds, then the session is closed. Safe to repeat.
+        """Stop: calls in flight get `drain_grace` seconds, then the session is closed. Safe to repeat.
 
-        Calls that were never sent by then go to the `successor`, if one takes this backend's place.
+        Calls not sent by then go to the `successor`, if there is one.
         """
         self._drain_grace = drain_grace
         self._successor = successor
@@ -210,18 +210,18 @@ class Supervisor:
 
     @property
     def heir(self) -> Supervisor:
-        """Who has this backend's place now: a successor may have been replaced too, while this one drained."""
+        """The backend's present supervisor: a successor may have been replaced itself during this drain."""
         heir = self
         while heir._successor is not None:
             heir = heir._successor
         return heir
 
     def forget_successor(self) -> None:
-        """Drop the reference: what the start has made is never collected (`gateway.app.spare_collector`)."""
+        """Drop the reference: objects made during the start are never collected (`gateway.app.spare_collector`)."""
         self._successor = None
 
     def apply_subscriptions(self) -> None:
-        """Bring the backend in line with what clients want of it, now if it is there, else when it is."""
+        """Apply the clients' subscriptions to the backend, now if it is ready, else when it is."""
         if self._session is not None:
             self._session.upkeep.set_desired(self.desired_state())
 
@@ -231,42 +231,42 @@ class Supervisor:
             self._session.upkeep.subscribed(uri)
 
     def pass_on(self, method: str, params: msgspec.Raw, key: str) -> None:
-        """Hand on a client's notification as it is, if the backend is there; a shared session serves all clients."""
+        """Pass on a client's notification unchanged, if the backend is ready; a shared session serves all clients."""
         del key
         if self._session is not None:
             self._session.upkeep.pass_on(method, params)
 
     @property
     def greeting(self) -> ServerIntroduction | None:
-        """What the backend has said of itself, while its session is open."""
+        """The backend's description of itself, while its session is open."""
         return None if self._session is None else self._session.greeting
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with its lists, and with what its config says of them."""
+        """Problems of its lists, and of the tools that the config names."""
         found = self.loose_ends if self.listing is None else (*self.listing.warnings, *self.loose_ends)
         return found if self._eras.warning is None else (*found, self._eras.warning)
 
     @property
     def offered(self) -> bool:
-        """Whether its entries are listed: it is there, only briefly away, or starts with its next call."""
+        """Whether its entries are listed: it is ready, briefly away, or starts with its next call."""
         if self._failed_for_good:
-            return False  # a new try after giving up shows nothing until it has succeeded
+            return False  # a new start after a final failure lists nothing until it has succeeded
         return self.state in LISTED or (self.state is State.STOPPED and not self._stopping.is_set())
 
     @property
     def in_flight(self) -> int:
-        """Calls that the backend is working on."""
+        """The number of calls in flight."""
         return 0 if self._session is None else self._session.in_flight
 
     @property
     def free_slots(self) -> int:
-        """How many more calls it may work on."""
+        """The number of further calls that may be in flight."""
         return self.config.max_concurrency - self.in_flight if self._sibling is None else self._sibling.free_slots
 
     @property
     def wanted(self) -> bool:
-        """Whether a caller waits for it, be it only for its lists."""
+        """Whether a caller waits for the backend, if only for its lists."""
         return self._wanted or bool(self._queue)
 
     @property
@@ -276,25 +276,25 @@ class Supervisor:
 
     @property
     def queued(self) -> int:
-        """Calls that wait for the backend."""
+        """The number of queued calls."""
         return len(self._queue)
 
     def status(self) -> Status:
-        """Return one immutable view for people."""
+        """Return the status as an immutable value."""
         return Status.of(self, self._session)
 
     # `gateway.backends.session.contracts.SessionObserver`: called by the session, synchronously.
 
     def list_changed(self, feature: str) -> None:
-        """Note that a feature's lists must be read again."""
+        """Have a feature's lists read again."""
         self._relister.mark(feature)
 
     def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hand on that a resource was updated."""
+        """Pass on a resource update."""
         self._events.resource_updated(self, uri, params)
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hand on what is for one client alone."""
+        """Pass a notification to one client only."""
         self._events.for_client(key, method, params)
 
     def freed(self) -> None:
@@ -304,18 +304,18 @@ class Supervisor:
             self._freed.unpark_all()
 
     def wrote_stderr(self, line: bytes) -> None:
-        """Keep a line of its child's stderr, for people."""
+        """Keep a line of its child's stderr, for the status."""
         self.history.stderr.append(line)
 
     # The task.
 
     async def run(self) -> None:
-        """Own the backend until `stop`; returns when its session is closed and nobody waits for it any more."""
+        """Own the backend until `stop`; return when its session is closed and no call waits for it."""
         try:
             if self.config.start == "lazy" and self.listing is not None:
                 self.settled.set()
                 await self._woken.wait()
-            # A lazy backend without a known catalog is started once: else no client could find its tools.
+            # A lazy backend without a known catalog is started once: otherwise no client could find its tools.
             while not self._stopping.is_set():
                 delay = await self._live()
                 if self.is_over(delay):
@@ -331,16 +331,16 @@ class Supervisor:
             self._to(State.STOPPED)
 
     def is_over(self, delay: float | None) -> bool:
-        """Whether no other session is to follow, though nobody has asked for the end; never, for a shared backend."""
+        """Return whether no session is to follow, though `stop` was not called; never for a shared backend."""
         del delay
         return False
 
     def desired_state(self) -> DesiredState:
-        """Return what clients want of this backend beyond single calls."""
+        """Return the clients' subscriptions and log level for this backend."""
         return self._events.desired_state(self.name)
 
     async def _live(self) -> float | None:
-        """One session from start to end; returns how long to wait before the next, or None to give up."""
+        """Run one session from start to end; return the delay before the next, or None to stop restarting."""
         self._woken = trio.Event()
         self._has_served = False
         ready_at: float | None = None
@@ -354,7 +354,7 @@ class Supervisor:
         except* (BackendError, OSError, trio.TooSlowError) as group:
             problem = errors.first_in_group(group)
         finally:
-            if self._session is not None:  # the collector, which comes by seldom, finds it: not with lists of thousands
+            if self._session is not None:  # the garbage collector seldom runs: free lists of thousands now
                 self._session.listing = Listing()
             self._session = None
             self._eras.closed()
@@ -374,16 +374,16 @@ class Supervisor:
             self.last_error = SECRETS.mask(f"failed: {problem}")
         fields = {"backend": self.name, "code": code_of(problem)}
         self.history.broke(self.last_error, fields["code"])
-        self._woken, self._wanted = trio.Event(), False  # what was asked of the last start is not asked of the next
-        # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is away. Calls
-        # are answered at once like those to any that has failed, but it is tried again without being asked.
+        self._woken, self._wanted = trio.Event(), False  # requests to the last start do not apply to the next
+        # A remote server that cannot be reached has not crashed: it is being redeployed, or the network is down. Calls
+        # get the error of a failed backend immediately, but it is tried again without a request.
         self._tries_again = isinstance(problem, BackendUnavailable) and self.config.command is None
         if isinstance(problem, BackendExited) and problem.suspects:
             self.gate.blame(problem, now := trio.current_time())
             self._tries_again = self.config.restart != NEVER_RESTART
             self._queue.recheck(lambda pending: self.gate.check_strikes(pending, now))
         delay = None
-        if not isinstance(problem, BackendUnfit):  # another start does not help where the config itself is at fault
+        if not isinstance(problem, BackendUnfit):  # another start does not help if the config itself is at fault
             delay = self._backoff.failed(healthy_for, has_served=self._has_served)
         if delay is None:
             extra = {"event": "backend_failed", **fields}
@@ -397,10 +397,10 @@ class Supervisor:
         return delay
 
     async def _wait_backoff(self, delay: float | None) -> None:
-        """Wait before the next start: the backoff, or for a caller where the backend is marked failed or idle."""
+        """Wait before the next start: for the backoff, or for a caller if the backend is failed or idle."""
         if self._stopping.is_set():
             return
-        if delay is None:  # marked failed, or idle
+        if delay is None:  # failed or idle
             with trio.move_on_after(self.config.restart.max_delay if self._tries_again else math.inf):
                 await self._woken.wait()
                 self._backoff.reset()
@@ -440,7 +440,7 @@ class Supervisor:
                             await self._freed.park()
                 else:
                     self._woken = trio.Event()
-                    self._to(State.STOPPED)  # a call that comes while the session closes wakes the next one
+                    self._to(State.STOPPED)  # a call that arrives while the session closes wakes the next one
                 nursery.cancel_scope.cancel(reason="the backend is idle or is being stopped")
         if self.state is State.READY:  # the session has ended for one of the other era
             self._to(State.STOPPED)
@@ -462,8 +462,8 @@ class Supervisor:
                 await self._stopping.wait()
 
     async def _pump(self, session: Session) -> None:
-        """Move calls from the queue to the session, as many at once as `max_concurrency` and the transport allow."""
-        while not self._serving.cancel_called:  # else its calls are for a session of another era
+        """Move calls from the queue to the session, up to the limits of `max_concurrency` and the transport."""
+        while not self._serving.cancel_called:  # otherwise its calls are for a session of another era
             if (room := self.free_slots) <= 0:
                 await self._freed.park()
             elif not self._queue:
@@ -471,18 +471,18 @@ class Supervisor:
             elif not session.can_send:
                 await session.wait_writable()
                 if not session.can_send:
-                    await trio.sleep_forever()  # it has ended, which ends this task; its successor gets the calls
+                    await trio.sleep_forever()  # it has ended, and with it this task; its successor gets the calls
             elif batch := self._queue.take(room):
                 session.send(batch)
             else:
-                self.freed()  # all were cancelled; the drain may be waiting for the queue to empty
+                self.freed()  # all were cancelled; the drain may be waiting for an empty queue
 
     def _keep_listing(self, listing: Listing, feature: str | None) -> None:
         self.listing = listing
         self._events.backend_changed(self, feature)
 
     def _to(self, new: State) -> None:
-        """The one place where the state changes."""
+        """Change the state: the only place that does."""
         if new is self.state:
             return
         self.state = check(self.state, new)
