@@ -297,5 +297,5 @@ async def test_two_gateways_that_serve_each_other_are_refused(transport: str) ->
         async with open_gateway_process(config, transport=transport) as second:
             assert await second.wait_stderr("'first' is ready")
             rewrite(first, second={"url": second.url, "transport": transport, **QUICK})
-            line = await first.wait_stderr("offers what this gateway offers")
+            line = await first.wait_stderr("lists this gateway's own catalog")
             assert " -> " in line

@@ -1,10 +1,10 @@
-"""Opening sessions: the era that each server was found to speak, and another try where a server ends too early.
+"""Opening sessions: the known era of each server, and another attempt if a server ends too early.
 
-`EraRecords.open` runs an attempt to open a session. Where the process or connection ends before it has shown an era, it
-runs another one at once: servers that end at any first message but `initialize` are sent that first, those that end at
-its version an older one. What was found is kept for `ERA_MAX_AGE`, in the state directory where there is one, under a
-digest of the server's command line or URL, and is forgotten when a start with it fails or the server's own version
-changes. Nothing here depends on the transport.
+`EraRecords.open` runs an attempt to open a session. If the process or connection ends before its era is known, it runs
+another attempt immediately: servers that end at any first message but `initialize` get that first, those that end at
+its version an older one. Results are kept for `ERA_MAX_AGE`, in the state directory if there is one, under a digest of
+the server's command line or URL, and are dropped when a start with them fails or the server's own version changes.
+Nothing here depends on the transport.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.store import Store
 
 STORE_WAIT: Final = 1.0
-"""Seconds for the state directory; a disk that hangs must not hold up a start."""
+"""Seconds for the state directory; a hanging disk must not delay a start."""
 
 _S = TypeVar("_S", bound="Session")
 
@@ -41,18 +41,18 @@ log = logging.getLogger("gateway.backend")
 
 
 class _Known(msgspec.Struct):
-    """What is remembered of one server while the gateway runs."""
+    """The record of one server while the gateway runs."""
 
     digest: str
     record: EraRecord | None
     skips_probe: bool = False
     """Whether the last start hung after the probe, so that the next one begins with `initialize`."""
     has_walked: bool = False
-    """Whether every version was tried in vain, on a process each: that is not done at every restart."""
+    """Whether every version was tried without success, in a process each: not repeated at every restart."""
 
 
 class EraRecords:
-    """The eras that servers were found to speak; without a store they are kept in memory alone."""
+    """The known eras of servers; without a store they are kept in memory."""
 
     def __init__(self, store: Store | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -66,9 +66,9 @@ class EraRecords:
         attempt: Callable[[Attempts], AbstractAsyncContextManager[_S]],
         era: Era | None = None,
     ) -> AsyncGenerator[_S]:
-        """Open a session by `attempt`, which is called again where the server ends before it has shown an era.
+        """Open a session by `attempt`, which is called again if the server ends before its era is known.
 
-        Where the server is known to offer both eras, the session is opened in `era`, by default in the one of the last
+        If the server is known to offer both eras, the session is opened in `era`, by default in the one of the last
         session of a child process, and in the modern one over HTTP.
 
         Raises:
@@ -77,7 +77,7 @@ class EraRecords:
         known = await self._recall(config)
         record: EraRecord | None = known.record
         if record is not None and not 0 <= self._clock() - record.at <= ERA_MAX_AGE:
-            record = None  # too old, or from the future, by a clock that was wrong
+            record = None  # too old, or from the future, because of a wrong clock
         attempts = self._begin(config, known, record, era)
         while True:
             opened = False
@@ -107,11 +107,11 @@ class EraRecords:
                     if known.record is not None:
                         await self._keep(config, known, None)
                 raise failure
-            text = "backend %r ended before it had shown its era; it is started again at once, with initialize %s"
+            text = "backend %r ended before its era was known; starting it again with initialize %s"
             log.info(text, config.name, attempts.next_version(), extra={"backend": config.name})
 
     def _begin(self, config: ServerConfig, known: _Known, record: EraRecord | None, era: Era | None) -> Attempts:
-        """Decide what the server is sent first."""
+        """Choose the first message to the server."""
         pinned = config.pins_era
         if pinned:
             first: str = config.era
@@ -138,7 +138,7 @@ class EraRecords:
         )
 
     async def _recall(self, config: ServerConfig) -> _Known:
-        """What is known of a server; another command line or URL makes it another server."""
+        """Return the record of a server, identified by its command line or URL."""
         digest = era_digest(config)
         known = self._known.get(config.name)
         if known is None or known.digest != digest:
@@ -157,7 +157,7 @@ class EraRecords:
         greeting: ServerIntroduction,
         attempts: Attempts,
     ) -> None:
-        """Keep what a start has found; where it went by a record, that one stays, with its age."""
+        """Record the result of a start; if it used a record, that one stays, with its age."""
         known.skips_probe = known.has_walked = False
         if record is not None and greeting.era is Era.LEGACY and not attempts.was_probed:
             if _own_version(record.server_info) == _own_version(greeting.server_info):
@@ -166,7 +166,7 @@ class EraRecords:
                     record = msgspec.structs.replace(record, era=Era.LEGACY, asked=greeting.asked, offered=offered)
                     await self._keep(config, known, record)
                 return
-            log.info("backend %r has another version; its era is looked for again at its next start", config.name)
+            log.info("backend %r changed its version; its era is detected again at its next start", config.name)
             await self._keep(config, known, None)
             return
         info = greeting.server_info
@@ -192,11 +192,11 @@ class EraRecords:
                 # May be abandoned: a file is replaced as a whole or not at all.
                 await trio.to_thread.run_sync(store.save_era, config, record, abandon_on_cancel=True)
             except OSError as exc:
-                log.warning("the era of %r could not be kept in %s: %s", config.name, store.directory, exc)
+                log.warning("cannot store the era of %r in %s: %s", config.name, store.directory, exc)
 
 
 def _own_version(server_info: msgspec.Raw) -> str | None:
-    """The version in a `serverInfo`; None if there is none."""
+    """Return the version in a `serverInfo`; None without one."""
     try:
         return jsonrpc.decode_string(jsonrpc.decode_object(server_info)["version"])
     except (ValueError, KeyError):

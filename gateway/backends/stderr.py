@@ -1,11 +1,11 @@
-"""What a child writes besides MCP messages: its stderr, and stray lines on its stdout.
+"""A child's output besides MCP messages: its stderr, and stray lines on its stdout.
 
 A child may print its own key: secrets are masked in the lines that are shown. Masking costs more than reading a line,
-so lines that are not shown are kept as they are. 2026-07-28 basic/transports/stdio: stderr is free text and no sign of
-an error. Each line goes into the log under the backend's name: bounded, rate-limited, never blocking; flooding costs
-the flooder its lines, which are counted. The last lines explain an end or a failed start: `informative` picks the one
-that says what went wrong. What a server writes while its era is being found out is held back: the
-reaction of a legacy server to the probe, often pages of it, is for the debug level.
+so lines that are not shown are kept unmasked. 2026-07-28 basic/transports/stdio: stderr is free text and not a sign of
+an error. Each line is logged under the backend's name: bounded, rate-limited, never blocking; lines above the rate are
+dropped and counted. The last lines explain an exit or a failed start: `informative` picks the one that names the cause.
+While a server's era is being detected its output is held back: the reaction of a legacy server to the probe, often
+pages of it, belongs at the debug level.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MAX_LINE: Final = 8_192
-"""Longest line that is logged whole."""
+"""Bytes of the longest line that is logged whole."""
 SHOWN: Final = 500
-"""How much of a longer line, or of a line in an error, is shown."""
+"""Bytes shown of a longer line, or of a line in an error."""
 READ_BYTES: Final = 65_536
 HOLD_TIME: Final = 2.0
-"""Seconds of silence after which lines that are held back are logged: the server may be waiting for a person."""
+"""Seconds of silence after which held lines are logged: the server may be waiting for a person."""
 HELD_LINES: Final = 500
-"""Lines that are held back at most; then they are logged."""
+"""Maximum held lines; then they are logged."""
 NO_CALL: Final = "has no client to go to: no call is in flight here"
-"""The answer to a request outside of any call. Servers ask for roots as soon as they start, write this, and work."""
+"""The response to a request outside of any call. Servers ask for roots at startup, log this, and work."""
 SHOWN_LINES: Final = 20
-"""Last lines that the management API and `doctor` show."""
+"""Last lines shown by the management API and `doctor`."""
 SEARCHED_LINES: Final = 60
-"""Last lines among which the informative one is sought: the stack trace below an exception is long."""
+"""Last lines searched for the informative one: the stack trace below an exception is long."""
 
 MAX_SPREAD: Final = 4 * 1_048_576
-"""Bytes of an object spread over lines that are kept to recognize it."""
+"""Bytes kept of an object spread over lines, to recognize it."""
 ONE_LINE: Final = "on stdout each message must be on one line, so print it without indentation"
 SPREAD: Final = f"wrote a JSON message spread over several lines; {ONE_LINE}"
 
 _JSON_LINE: Final = re.compile(rb'\s*(?:["{}\[\],:\-0-9]|true|false|null)')
-"""How a line within an indented object begins."""
+"""The beginning of a line within an indented object."""
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _GROUP: Final = re.compile(r"^ *[|+] ?")
-"""What stands before each line of a Python exception group."""
+"""The prefix of each line of a Python exception group."""
 _FRAME: Final = re.compile(r"(?:Exception Group )?Traceback \(most recent|\s*File \".*\", line \d+")
 """Lines of Python after which the first one without indentation is the exception, whatever its name."""
 _NOISE: Final = re.compile(
@@ -85,15 +85,15 @@ _WEAK: Final = re.compile(
     re.IGNORECASE,
 )
 _CONTINUATION_LINES: Final = 2
-"""Lines after the first one of an exception or cause that are shown, such as the fields that a validation misses."""
+"""Lines shown after the first one of an exception or cause, such as the fields that a validation misses."""
 
 
 def informative(lines: Sequence[str]) -> str:
-    """Return what the last lines of a program say went wrong, on one line.
+    """Return the cause of a failure from the last lines of a program, on one line.
 
     That is the last exception or error statement with its causes, of npm's errors the first; else the last line with
-    a word like "failed", else the last one that is no ornament. The rules go by the form of the lines alone, and are
-    those of Python, Node, npm, npx, uv, uvx, docker, Java, Deno and Bun.
+    a word like "failed", else the last line that is not decoration. The rules consider only the form of the lines, and
+    are those of Python, Node, npm, npx, uv, uvx, docker, Java, Deno and Bun.
     """
     found: list[str] = []  # the statement and its causes, each with its further lines
     further, sign = 0, " "
@@ -116,7 +116,7 @@ def informative(lines: Sequence[str]) -> str:
             was_traced = is_trace
         elif _STATEMENT.match(line):
             further = 0
-            if not was_traced:  # else it most likely only says that something failed
+            if not was_traced:  # else it most likely only reports that something failed
                 found = [line.strip()]
         elif _NPM.match(line):
             found = found or [line.strip()]
@@ -150,7 +150,7 @@ class StderrLog:
         self._rate = LogRate(clock=clock)
 
     async def run(self, stream: trio.abc.ReceiveStream) -> None:
-        """Log until the stream ends; then return."""
+        """Log until the stream ends."""
         splitter = LineSplitter(MAX_LINE)
         try:
             while True:
@@ -188,11 +188,11 @@ class StderrLog:
             self.release(logging.INFO)
 
     def hold(self) -> None:
-        """Hold lines back until `release`."""
+        """Hold lines until `release`."""
         self._held = []
 
     def release(self, level: int) -> None:
-        """Log the lines that were held back, at this level; later ones are not held."""
+        """Log the held lines at this level; log later ones immediately."""
         held, self._held = self._held or (), None
         for data, length in held:
             self._write(data, length, level)
@@ -212,12 +212,12 @@ class StderrLog:
 
     @property
     def suppressed(self) -> int:
-        """Lines that were not logged, in all."""
+        """The number of lines that were not logged."""
         return self._rate.suppressed
 
 
 def shown(line: bytes) -> str:
-    """Return the beginning of a line as it may be shown, with secrets masked."""
+    """Return the beginning of a line with secrets masked, for display."""
     return _masked(line)[:SHOWN]
 
 
@@ -226,7 +226,7 @@ def _masked(line: bytes) -> str:
 
 
 class StrayLines:
-    """Lines of a child's stdout that are no MCP messages: how many, the last one, and objects that they make up."""
+    """Lines of a child's stdout that are not MCP messages: their number, the last one, and objects that they form."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -265,7 +265,7 @@ class StrayLines:
         self.is_open = False
 
     def describe(self) -> str:
-        """What there is, as the end of a sentence; empty if there is nothing."""
+        """Describe the lines, as the end of a sentence; empty without any."""
         if not self.count:
             return ""
         if self.count == 1:

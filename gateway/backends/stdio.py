@@ -1,8 +1,8 @@
 """A backend over a child's pipes: one JSON message a line (2026-07-28 basic/transports/stdio).
 
-The session owns four tasks: it reads stdout, writes stdin, logs stderr and watches for the child's end. When the child
-has ended or closed its stdout or stdin, every call in flight is answered at once, before the shutdown sequence.
-Garbage on stdout is logged and skipped; a line over the cap costs its own call, not the backend.
+The session owns four tasks: it reads stdout, writes stdin, logs stderr and waits for the child's exit. When the child
+has exited or closed its stdout or stdin, every call in flight is answered immediately, before the shutdown sequence.
+Garbage on stdout is logged and skipped; a line over the limit costs its own call, not the backend.
 """
 
 from __future__ import annotations
@@ -50,28 +50,28 @@ _POSIX_ENVIRONMENT: Final = "HOME LANG LC_ALL LC_CTYPE LOGNAME PATH SHELL TERM T
 _NETWORK_ENVIRONMENT: Final = (
     "ALL_PROXY HTTPS_PROXY HTTP_PROXY NO_PROXY all_proxy http_proxy https_proxy no_proxy"
     " CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS REQUESTS_CA_BUNDLE SSL_CERT_DIR SSL_CERT_FILE"
-)  # without them `uvx` and `npx` fetch nothing in a network that has a proxy or an authority of its own
+)  # without them `uvx` and `npx` cannot download in a network with a proxy or its own certificate authority
 SAFE_ENVIRONMENT: Final = (
     (_WINDOWS_ENVIRONMENT if sys.platform == "win32" else _POSIX_ENVIRONMENT) + " " + _NETWORK_ENVIRONMENT
 ).split()
-"""Variables that a child gets without being told so; secrets of the gateway's own environment are not among them, so
-that a proxy's address with a user name in it is left out."""
+"""Variables that a child inherits by default. Secrets of the gateway's own environment are not among them, so a proxy
+address with a user name is left out."""
 GATEWAYS_VARIABLE: Final = "MCP_GATEWAY_GATEWAYS"
-"""The variable in which a child finds the gateways that have started it (`gateway.runtime.Lineage`)."""
+"""The variable that names to a child the gateways that have started it (`gateway.runtime.Lineage`)."""
 EXIT_STATUS_WAIT: Final = 0.02
 """Seconds between the end of a child's stdout and the error to its calls, to learn the exit status for the message."""
 MAX_UNREAD_REPLIES: Final = 4 * 1_048_576
-"""Bytes of replies to a backend's own requests that may wait for it to read; of one that asks and asks, and reads none
-of it, later requests go unanswered. Its stdout cannot be held back instead: it may be busy writing a result there."""
+"""Bytes of queued replies to a backend's own requests; if it sends requests but reads no replies, later requests stay
+unanswered. Its stdout cannot be held back instead: it may be busy writing a result there."""
 LAST_OUTPUT_WAIT: Final = 0.2
-"""Seconds that stdout and stderr are read on after the child has exited, for a grandchild may hold the pipes open for
-ever, and after it has closed its stdin, for answers that are under way."""
+"""Seconds that stdout and stderr are read after the child has exited, since a grandchild may hold the pipes open
+forever, and after it has closed its stdin, for responses that are on their way."""
 
 log = logging.getLogger("gateway.backend")
 
 
 def child_environment(config: ServerConfig, environ: Mapping[str, str], marker: str = "") -> dict[str, str]:
-    """The whole environment of a backend's child: safe defaults, what the config says, and the gateways above it."""
+    """Return the environment of a backend's child: safe defaults, the config's variables, and the gateways above it."""
     inherited = {name: environ[name] for name in SAFE_ENVIRONMENT if name in environ}
     for name in [name for name, value in inherited.items() if name.lower().endswith("_proxy") and "@" in value]:
         del inherited[name]
@@ -107,7 +107,7 @@ class StdioSession:
 
     @property
     def in_flight(self) -> int:
-        """Calls that were sent and have not ended."""
+        """The number of calls in flight."""
         return self._conversation.in_flight
 
     @property
@@ -117,16 +117,16 @@ class StdioSession:
 
     @property
     def stray_output(self) -> str:
-        """What the child has written to stdout that is not MCP, for people; empty if nothing."""
+        """The child's output on stdout that is not MCP, as text for the status; empty without any."""
         return self._stray.describe()
 
     @property
     def can_send(self) -> bool:
-        """Whether the child is there, and has read enough of what was written."""
+        """Whether the child is running, and has read enough of its input."""
         return not self._conversation.is_closed and self._outbox.is_writable
 
     def send(self, pending_calls: list[PendingCall]) -> None:
-        """Send calls: one alone at once, those that come while others are in flight with one write for all."""
+        """Send calls: one alone immediately, those submitted while others are in flight with one write for all."""
         direct = self._conversation.in_flight == 0
         self._post(b"".join(map(self._conversation.encode_call, pending_calls)), direct=direct)
 
@@ -140,7 +140,7 @@ class StdioSession:
         return await lists.list_feature(self._conversation, feature, timeout=self._config.connect_timeout, known=known)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Run the session's tasks; never returns, but raises BackendExited when the child is gone."""
+        """Run the session's tasks; never returns, but raises BackendExited when the child has exited."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write_stdin)
             nursery.start_soon(self._stderr.run, self._child.stderr)
@@ -151,7 +151,7 @@ class StdioSession:
 
     @property
     def has_read(self) -> bool:
-        """Whether the child has read any of what it was sent; true also where the system does not tell."""
+        """Whether the child has read any of its input; true also if the system does not report it."""
         fd, unread = self._child.stdin.fileno(), 0
         if fcntl is not None and termios is not None and fd >= 0:
             with contextlib.suppress(OSError):
@@ -178,7 +178,7 @@ class StdioSession:
         self._stderr.release(logging.DEBUG)
 
     def close(self, problem: BackendExited, *, restarts: bool = False) -> None:
-        """Finish everything that waits; `restarts`: the process ended at the probe, and another one follows."""
+        """Finish every pending request; `restarts`: the process ended at the probe, and another one follows."""
         self._stderr.release(logging.DEBUG if restarts else logging.INFO)
         self._conversation.close(problem)
 
@@ -197,17 +197,17 @@ class StdioSession:
             self._post(data)
             return
         if not self._unanswered:
-            text = "backend %r does not read the replies to its own requests; some get none"
+            text = "backend %r does not read the replies to its own requests; dropping some"
             log.warning(text, self._config.name, extra={"backend": self._config.name})
         self._unanswered += 1
 
     async def _write_stdin(self) -> None:
-        """Write what is posted; a child that takes no more is gone, though it may go on living and writing."""
+        """Write queued messages; a child that does not read counts as gone, though it may still run and write."""
         async with trio.open_nursery() as nursery:
 
             async def until_end(wait: Callable[[], Awaitable[None]]) -> None:
                 await wait()
-                nursery.cancel_scope.cancel(reason="the child does not read any more")
+                nursery.cancel_scope.cancel(reason="the child does not read")
 
             nursery.start_soon(until_end, self._outbox.run)
             nursery.start_soon(until_end, self._child.wait_stdin_closed)
@@ -251,7 +251,7 @@ class StdioSession:
         await self._gone("")
 
     async def _gone(self, how: str) -> None:
-        """End the session, with the child's exit status as the reason, if it has exited, and what stderr says of it."""
+        """End the session; the reason is the child's exit status, if it has exited, and its stderr."""
         if self._child.returncode is not None:
             how = self._child.describe_exit()
             with trio.move_on_after(LAST_OUTPUT_WAIT):
@@ -262,7 +262,7 @@ class StdioSession:
         raise self._problem
 
     def _explain(self, problem: str) -> str:
-        """The problem with what the child has written of it: on stderr, and, until the session is open, on stdout."""
+        """Return the problem with the child's own output: stderr, and, until the session is open, stdout."""
         parts = [problem]
         if not self._is_open:
             parts.append(self._stray.describe())
@@ -281,7 +281,7 @@ async def open_stdio(
 
     Raises:
         BackendError: the child cannot be started, does not speak MCP, is not ready within `connect_timeout`, or (in the
-            body, grouped) went away.
+            body, grouped) exited.
     """
     if config.command is None:
         raise BackendProtocol(config.name, "has no command")
@@ -298,6 +298,6 @@ async def open_stdio(
                 nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
         finally:
             attempts.has_read = session.has_read
-            # Whatever the reason, no call may wait for a session that is gone; the shutdown sequence comes after.
+            # No call may wait for a session that is gone, whatever the reason; the shutdown sequence comes after.
             restarts = attempts.is_probing and attempts.has_read
             session.close(BackendExited(config.name, "was stopped"), restarts=restarts)

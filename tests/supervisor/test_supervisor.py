@@ -123,7 +123,7 @@ async def test_a_healthy_run_leaves_all_tries(autojump_clock: MockClock) -> None
         (None, True),  # no call at all
         (RESULT, False),
         (Failure(-32602, "no such tool", None, Era.LEGACY), False),
-        (BackendProtocol("b", "answered with a result that is no object"), True),
+        (BackendProtocol("b", "answered with a result that is not an object"), True),
         (CRASH, True),  # the call was not answered: it may be what the server dies of
     ],
 )

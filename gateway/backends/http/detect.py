@@ -1,4 +1,4 @@
-"""Which transport a `url` speaks, where neither the config nor the server's era record says it.
+"""Detection of the transport that a `url` speaks, if neither the config nor the server's era record names it.
 
 2026-07-28 basic/transports/streamable-http, "Backward Compatibility": a modern request first, then `initialize`; a
 server that refuses both with 400, 404 or 405, or by closing the connection, is asked for the event stream of the SSE
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from gateway.eras.requests import Hop
 
 NOT_STREAMABLE: Final = frozenset({400, 404, 405})
-"""Statuses that a server of the SSE transport gives to a POST."""
+"""Statuses with which a server of the SSE transport refuses a POST."""
 
 _NO_MODERN_SERVER: Final = frozenset({400, 405})
-"""Those of them that no modern server gives to `server/discover`; 404 may come from whatever stands before it."""
+"""Those of them that no modern server returns for `server/discover`; 404 may come from a proxy."""
 
 _E = TypeVar("_E", bound=BackendError)
 
@@ -46,7 +46,7 @@ log = logging.getLogger("gateway.backend")
 
 
 class HttpOpener:
-    """Opens sessions over HTTP, on whichever transport it is; `records` says what was found of each server before."""
+    """Opens sessions over HTTP, on whichever transport the server speaks; `records` remembers earlier results."""
 
     def __init__(self, records: EraRecords | None = None, *, timing: Timing = TIMING) -> None:
         self._records = records or EraRecords()
@@ -62,10 +62,10 @@ class HttpOpener:
         auth: httpx2.Auth | None = None,
         era: Era | None = None,
     ) -> AsyncGenerator[Session]:
-        """Open a session as the config says, or as the server answers.
+        """Open a session according to the config, or else to the server's answers.
 
         Raises:
-            BackendError: as the transports do; where both were tried, the error names both.
+            BackendError: as the transports do; if both were tried, the error names both.
         """
         attempt = partial(self._open, config, listener, hop, auth)
         async with self._records.open(config, attempt, era) as session:
@@ -106,7 +106,7 @@ class HttpOpener:
             log.debug("%s; trying the SSE transport", refused)
             attempts.start_over()
         elif config.era == "modern":
-            raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not know")
+            raise BackendUnfit(config.name, "has era 'modern', which the SSE transport does not support")
         opened = False
         try:
             async with open_session(SseSession) as session:
@@ -122,7 +122,7 @@ class HttpOpener:
 
 
 def _first(group: BaseExceptionGroup[_E]) -> _E:
-    """The first error of a group, however deep."""
+    """Return the first error of a group, at any depth."""
     first: _E | BaseExceptionGroup[_E] = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]

@@ -1,8 +1,8 @@
-"""One request over streamable HTTP: its POST, and its answer as JSON or as a stream of events.
+"""One request over streamable HTTP: its POST, and its response as JSON or as a stream of events.
 
-Runs in a task of its own in its session's nursery. Whatever happens, the request is ended exactly once: by its answer,
-or by what went wrong. A stream that was cut is taken up again where the server gave event ids (2025-11-25
-basic/transports, "Resumability and Redelivery"); a request that never reached a session is sent once more.
+Runs in a task of its own in its session's nursery. The request is ended exactly once: by its response or by an error. A
+stream that breaks is resumed if the server gave event ids (2025-11-25 basic/transports, "Resumability and
+Redelivery"); a request that never reached a session is sent once more.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
 
 LINGER: Final = 0.5
-"""Seconds that a stream may stay open after its answer; one that ends in time gives its connection back."""
+"""Seconds that a stream may stay open after its response; one that ends in time frees its connection for reuse."""
 MAX_RESUMES: Final = 5
-"""Attempts in a row to take up a stream that do not even connect."""
+"""Consecutive attempts to resume a stream that do not even connect."""
 _OK: Final = 200
 
 
 class SessionContext(Protocol):
-    """What an exchange needs of its session."""
+    """The services that an exchange needs of its session."""
 
     config: ServerConfig
     http: HttpClient
@@ -48,28 +48,28 @@ class SessionContext(Protocol):
     timing: Timing
 
     def headers(self, method: str, pending: PendingCall | None) -> AnyHeaders:
-        """The headers of a POST."""
+        """Return the headers of a POST."""
         ...
 
     def stream_headers(self, last_id: bytes) -> AnyHeaders:
-        """The headers of a GET."""
+        """Return the headers of a GET."""
         ...
 
     def assigned(self, session_id: str) -> None:
-        """Learn the session id that came with the answer to `initialize`."""
+        """Keep the session id of the response to `initialize`."""
         ...
 
     async def send_cancelled(self, notification: bytes) -> None:
-        """Tell the server that a request is cancelled whose stream is closed already."""
+        """Send the cancellation of a request whose stream is already closed."""
         ...
 
     async def refresh_tools(self) -> None:
-        """Read the list of tools anew, for the headers that their parameters go into."""
+        """Read the list of tools again, for the headers of their parameters."""
         ...
 
 
 class HttpRequest:
-    """One request and its answer."""
+    """One request and its response."""
 
     __slots__ = ("_answered", "_body", "_cancelled", "_link", "_method", "_pending", "_scope", "request_id")
 
@@ -86,16 +86,16 @@ class HttpRequest:
         self._answered = False
 
     def cancel(self, notification: bytes | None) -> None:
-        """Close the request's stream, and then say so by `notification`, unless closing says it (modern era).
+        """Close the request's stream, then send `notification`, unless closing is the cancellation (modern era).
 
-        In this order, since the connection is then free for the next request at once. A legacy server must not take
-        the closing for a cancel, so nothing is lost by it.
+        In this order, since the connection is then free for the next request. A legacy server must not treat the
+        closed stream as a cancellation, so nothing is lost.
         """
         self._cancelled = notification
-        self._scope.cancel(reason="nobody waits for the answer")
+        self._scope.cancel(reason="the request was withdrawn")
 
     async def run(self) -> None:
-        """Send, and read until the answer has come."""
+        """Send the request and read until its response has arrived."""
         conversation = self._link.conversation
         try:
             with self._scope:
@@ -109,7 +109,7 @@ class HttpRequest:
             await self._link.send_cancelled(self._cancelled)
 
     async def _attempt(self, *, first: bool) -> bool:
-        """One POST; returns whether there should be another."""
+        """Send one POST; return whether to send another."""
         link, recovery = self._link, self._link.recovery
         if recovery.standing is not Standing.VALID:
             await recovery.admitted(self._method, is_call=self._pending is not None)
@@ -155,7 +155,7 @@ class HttpRequest:
         conversation.feed(data, self._pending)
         if not conversation.waits_for(self.request_id):
             return
-        # The message was no answer to this request, unless it is an error without an id.
+        # The message was not the response, unless it is an error without an id.
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed:
@@ -163,7 +163,7 @@ class HttpRequest:
         if message is not None and message.method is msgspec.UNSET and message.error is not jsonrpc.ABSENT:
             conversation.finish(self.request_id, conversation.outcome_of(message))
             return
-        text = f"answered {self._method} with no answer to it"
+        text = f"answered {self._method} without a response to it"
         if jsonrpc.is_batch(data):
             hop = conversation.hop
             text += ": with a JSON array"
@@ -177,7 +177,7 @@ class HttpRequest:
 
         def handle_data(data: bytes) -> None:
             if self._answered:
-                return  # to the stream's end, so that the connection can be used again; LINGER bounds it
+                return  # to the end of the stream, so that the connection can be reused; LINGER bounds it
             for event in parser.feed(data):
                 if isinstance(event.data, OversizedLine):
                     conversation.finish(self.request_id, self._too_long(event.data.size))
@@ -191,7 +191,7 @@ class HttpRequest:
         await read_pieces(response, handle_data)
 
     async def _resume(self, parser: EventParser, era: Era) -> None:
-        """Take up a stream that ended before the answer."""
+        """Resume a stream that ended before the response."""
         link, failures = self._link, 0
         while not self._answered:
             if not parser.last_id or era is Era.MODERN or failures >= MAX_RESUMES:
@@ -218,7 +218,7 @@ class HttpRequest:
                 raise BackendExited(link.config.name, f"{text} (HTTP {refused})")
 
     async def _refused(self, response: httpx2.Response, generation: int, era: Era, *, first: bool) -> bool:
-        """Deal with any status but 200; returns whether to try again. `era` is that in which the request was sent."""
+        """Handle any status but 200; return whether to try again. `era` is the one in which the request was sent."""
         link = self._link
         refusal = await read_refusal(response, self.request_id)
         modern = era is Era.MODERN
@@ -257,7 +257,7 @@ class HttpRequest:
             case 202:
                 text = f"accepted {self._method} without answering it (HTTP 202)"
             case _:
-                text = f"answered {self._method} with HTTP {status} and {kind or 'no content type'}, which is no MCP"
+                text = f"answered {self._method} with HTTP {status} and {kind or 'no content type'}, not MCP"
                 text += via(self._link.http.proxy)
         pause = retry_after(response)
         text += "" if pause is None else f"; it asks to retry in {pause:g} s"

@@ -1,7 +1,7 @@
-"""What is no request on its way to a backend over HTTP: notifications and answers, one POST after the other.
+"""The queue of notifications and responses to a backend over HTTP, POSTed one after the other.
 
-They keep their order, as on a pipe. The queue is bounded, and when it is full the newest is dropped with a warning:
-only a backend that asks faster than it takes answers can fill it.
+They keep their order, as on a pipe. The queue is bounded; when it is full the newest message is dropped with a warning:
+only a backend that sends requests faster than it accepts responses can fill it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 SPARE_CAPACITY: Final = 64
-"""Messages that may wait, beyond one for each call that the backend may work on."""
+"""Queued messages, beyond one for each call that may be in flight."""
 LOG_EVERY: Final = 100
-"""Of so many messages dropped one is logged."""
+"""One in this many dropped messages is logged."""
 POST_WAIT: Final = 10.0
-"""Seconds for one of them; then it is given up, so that a deaf server delays the others only so long."""
+"""Seconds for one message; then it is dropped, so that a hanging server delays the others only for a while."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -37,18 +37,18 @@ class OutgoingQueue:
         self._send, self._receive = trio.open_memory_channel["bytes | trio.Event"](capacity)
 
     def post(self, data: bytes) -> None:
-        """Put a message in."""
+        """Queue a message."""
         try:
             self._send.send_nowait(data)
         except trio.WouldBlock:
             self.dropped += 1
             if self.dropped % LOG_EVERY == 1:
-                log.warning("backend %r takes no more messages; %d dropped so far", self._backend, self.dropped)
+                log.warning("backend %r accepts no messages; %d dropped so far", self._backend, self.dropped)
         except trio.ClosedResourceError:
-            log.debug("backend %r: a message came after the end of its session", self._backend)
+            log.debug("backend %r: message dropped after the end of its session", self._backend)
 
     async def flushed(self) -> None:
-        """Wait until everything that was put in before is delivered or given up."""
+        """Wait until every message queued so far is delivered or dropped."""
         reached = trio.Event()
         await self._send.send(reached)
         await reached.wait()
@@ -63,10 +63,10 @@ class OutgoingQueue:
                     item.set()
 
     async def deliver(self, data: bytes) -> None:
-        """Send one message now, past the queue; gives up after `POST_WAIT`, with a warning."""
+        """Send one message immediately, bypassing the queue; drop it after `POST_WAIT`, with a warning."""
         try:
             with trio.fail_after(POST_WAIT):
                 await self._deliver(data)
         except (BackendError, trio.TooSlowError) as problem:
-            why = problem.reason if isinstance(problem, BackendError) else f"took no message within {POST_WAIT:g} s"
+            why = problem.reason if isinstance(problem, BackendError) else f"accepted no message within {POST_WAIT:g} s"
             log.warning("backend %r: a message was not delivered: %s", self._backend, why)

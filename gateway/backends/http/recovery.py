@@ -1,8 +1,8 @@
-"""Sessions that a server has lost: what its answers mean, and how another session takes the place of the lost one.
+"""Recovery of sessions that a server has lost: judging its responses, and replacing the session.
 
-Servers that restart, or whose sessions expire, say so in many ways. `judge` is the one function that decides what an
-answer may mean, and `Recovery` has a lost session replaced. A request is repeated only if the transport refused it, so
-that no handler has seen it; everything else reaches its client unchanged, and makes the gateway probe at most.
+Servers that restart, or whose sessions expire, report it in many ways. `judge` alone decides what a response may mean,
+and `Recovery` has a lost session replaced. A request is repeated only if the transport refused it, so that no handler
+has seen it; everything else reaches its client unchanged, and at most triggers a probe.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     import httpx2
 
 RENEW_INTERVAL: Final = 10.0
-"""Least seconds between two new sessions: a server that refuses each of them must not be flooded."""
+"""Minimum seconds between two new sessions: a server that refuses each of them must not be flooded."""
 MAX_INCURABLE: Final = 256
-"""Requests that are remembered because a new session refused them too; when there are more, all are forgotten."""
+"""Requests remembered because a new session refused them too; beyond that, all are forgotten."""
 MAX_HINT: Final = 1_000
 """Characters of an error's text, and bytes of its data, that are searched for a hint at the session."""
 _NOT_FOUND: Final = 404
 _SERVER_ERROR: Final = 500
 _REFUSALS: Final = frozenset({400, _NOT_FOUND, 410, 422})
-"""Statuses by which servers refuse a session; only 404 is in the specification."""
+"""Statuses with which servers refuse a session; only 404 is in the specification."""
 OTHER_CAUSES: Final = frozenset({401, 403, 407, 413, 429})
-"""Statuses that are about the client, its rate or its proxy, never about the session."""
+"""Statuses about the client, its rate or its proxy, never about the session."""
 _UNREAD: Final = frozenset({401, 403})
 """Statuses whose meaning no body changes."""
 _TRANSPORT_CODES: Final = frozenset({-32000, -32001, jsonrpc.INVALID_REQUEST})
@@ -50,17 +50,17 @@ log = logging.getLogger("gateway.backend")
 
 
 class Verdict(enum.Enum):
-    """What an answer says of the session that it was asked for in."""
+    """The meaning of a response for its session."""
 
     REFUSED = enum.auto()
     """The transport does not know the session, and refused the request before any handler ran."""
     DOUBTFUL = enum.auto()
-    """It may be lost; only a probe can tell."""
+    """It may be lost; only a probe can show."""
     UNRELATED = enum.auto()
 
 
 def judge(status: int, code: int | None, text: str, *, answered: bool) -> Verdict:
-    """Decide whether an answer may mean that the server does not know the session.
+    """Decide whether a response may mean that the server does not know the session.
 
     The text only ever leads to a probe, so that nothing depends on its wording.
 
@@ -87,14 +87,14 @@ def judge(status: int, code: int | None, text: str, *, answered: bool) -> Verdic
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """The body of a response whose status says that the request was not served."""
+    """The body of a response whose status refuses the request."""
 
     verdict: Verdict
     message: jsonrpc.Message | None
-    """The JSON-RPC error in it, of whatever id."""
+    """The JSON-RPC error in it, whatever its id."""
     body: bytes = b""
     undecodable: Undecodable | None = None
-    """Why it could not be read."""
+    """The reason why it could not be read."""
 
 
 async def read_refusal(response: httpx2.Response, request_id: int | None) -> Refusal:
@@ -105,7 +105,7 @@ async def read_refusal(response: httpx2.Response, request_id: int | None) -> Ref
     try:
         body = await read_body(response, MAX_ERROR_BYTES)
     except (BodyTooLong, Undecodable) as exc:
-        # It may be the answer to this request, unless nothing serves this address.
+        # It may be the response to this request, unless nothing serves this address.
         verdict = judge(status, None, "", answered=status != _NOT_FOUND)
         return Refusal(verdict, None, undecodable=exc if isinstance(exc, Undecodable) else None)
     message = _find_answer(body, media_type(response), str(request_id))
@@ -117,7 +117,7 @@ async def read_refusal(response: httpx2.Response, request_id: int | None) -> Ref
 
 
 def _find_answer(body: bytes, kind: str, request_id: str) -> jsonrpc.Message | None:
-    """The answer with this id in a body, else the first answer; servers refuse with errors of any content type."""
+    """Return the response with this id in a body, else the first; servers send errors with any content type."""
     parts = [body]
     if kind == "text/event-stream":
         events = EventParser(MAX_ERROR_BYTES).feed(body + b"\n\n")
@@ -138,30 +138,30 @@ def _find_answer(body: bytes, kind: str, request_id: str) -> jsonrpc.Message | N
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Seconds that a session over HTTP waits before it turns to its server again."""
+    """Seconds that a session over HTTP waits before it contacts its server again."""
 
     resume_pause: float = 1.0
-    """Before a cut stream is taken up again, where the server asks for no other pause."""
+    """Before a broken stream is resumed, if the server sets no other pause."""
     least_resume_pause: float = 0.1
-    """Where the server asks for none at all, which must not make the gateway spin."""
+    """The minimum, if the server sets a pause of none: the gateway must not spin."""
     stream_pause: float = 1.0
-    """Before the standalone stream is opened again, where the server asks for no other pause."""
+    """Before the standalone stream is opened again, if the server sets no other pause."""
     probe_interval: float = 1.0
-    """Least time between two probes."""
+    """The minimum time between two probes."""
     relisten_delay: float = RELISTEN_DELAY
     goodbye_timeout: float = CLOSE_WAIT
-    """For the answer to the end of the session."""
+    """For the response to the end of the session."""
 
 
 TIMING: Final = Timing()
 
 
 class Standing(enum.Enum):
-    """What the gateway knows of its session at the server."""
+    """The gateway's knowledge of its session at the server."""
 
     VALID = enum.auto()
     DOUBTED = enum.auto()
-    """A probe is under way; new calls wait for its result."""
+    """A probe is in progress; new calls wait for its result."""
     LOST = enum.auto()
     """Another session is being opened; everything but its `initialize` waits."""
 
@@ -174,7 +174,7 @@ _TRANSITIONS: Final = {
 
 
 class Renewable(Protocol):
-    """What `Recovery` needs of its session."""
+    """The services that `Recovery` needs of its session."""
 
     @property
     def is_initialized(self) -> bool:
@@ -183,20 +183,20 @@ class Renewable(Protocol):
 
     @property
     def is_stateful(self) -> bool:
-        """Whether the server may keep something of this conversation that it can lose: not in the modern era."""
+        """Whether the server may hold state of this conversation that it can lose: not in the modern era."""
         ...
 
     @property
     def has_id(self) -> bool:
-        """Whether the session has an id that requests carry."""
+        """Whether requests carry a session id."""
         ...
 
     async def probe(self) -> bool:
-        """Ask the server something; return whether it refuses to answer. Raises BackendExited if it is gone."""
+        """Send a probe; return whether the server refuses it. Raises BackendExited if the server is gone."""
         ...
 
     async def renew(self) -> None:
-        """Open another session in place of this one. Raises BackendError, and the session is then as it was."""
+        """Replace the session by another. Raises BackendError, and the session is then unchanged."""
         ...
 
     def give_up(self, how: str) -> NoReturn:
@@ -205,7 +205,7 @@ class Renewable(Protocol):
 
 
 class Recovery:
-    """Finds out whether the server has lost the session, and has it replaced, at most once in `RENEW_INTERVAL`.
+    """Finds out whether the server has lost the session, and replaces it, at most once in `RENEW_INTERVAL`.
 
     If the session is lost again within that time, calls that the transport refused wait, within their deadlines, for
     the end of the interval; other calls get the errors that the server sends meanwhile.
@@ -214,7 +214,7 @@ class Recovery:
     def __init__(self, session: Renewable, probe_interval: float = TIMING.probe_interval) -> None:
         self.standing = Standing.VALID
         self.generation = 0
-        """Counts the sessions; a refusal is about the one that its request was sent in."""
+        """The number of sessions so far; a refusal is about the one that its request was sent in."""
         self._session = session
         self._probe_interval = probe_interval
         self._changed = trio.Event()
@@ -224,11 +224,12 @@ class Recovery:
         self._is_proven = False
         self._renew_at = -math.inf
         self._hold_at = -math.inf
-        """From when calls may be held during a probe: errors that only look like a loss must not slow a server down."""
+        """The time from which calls may be held during a probe: errors that only look like a loss must not slow a
+        server down."""
         self._incurable: set[str] = set()
 
     def _to(self, new: Standing) -> None:
-        """The one place where the standing changes."""
+        """Change the state: the only place that does."""
         if new is self.standing:
             return
         if new not in _TRANSITIONS[self.standing]:
@@ -248,7 +249,7 @@ class Recovery:
     def refused(self, generation: int, key: str, *, is_call: bool) -> bool:
         """Note that the transport refused a request; return whether to send it again once it is admitted.
 
-        `key` names what was asked for, the tool or the method.
+        `key` identifies the target: the tool or the method.
         """
         if generation != self.generation:
             return True  # it has been replaced meanwhile
@@ -266,7 +267,7 @@ class Recovery:
         return True
 
     def refused_again(self, key: str) -> None:
-        """Note that a new session refused a request too, so that its next refusal does not cost another session."""
+        """Record that a new session refused a request too, so that its next refusal does not cost another session."""
         if len(self._incurable) >= MAX_INCURABLE:
             self._incurable.clear()
         self._incurable.add(key)
@@ -280,9 +281,9 @@ class Recovery:
         self._alarm.set()
 
     def doubt(self) -> None:
-        """Look whether the server is still there: a connection failed; nothing is done before the handshake is over.
+        """Check after a failed connection whether the server is still reachable; a no-op before the handshake is over.
 
-        A server that cuts off the era probe is there, and is yet to be sent `initialize`.
+        A server that closes the connection at the era probe is reachable, and `initialize` is still to be sent.
         """
         if self._session.is_initialized:
             self._alarm.set()
@@ -314,7 +315,7 @@ class Recovery:
             await trio.sleep(self._probe_interval)
 
     async def _probe(self) -> None:
-        """Ask the server whether it still knows the session, and set the standing accordingly."""
+        """Probe whether the server still knows the session, and set the state accordingly."""
         is_refused = False
         self._is_probing = True
         try:
@@ -328,7 +329,7 @@ class Recovery:
         if not is_refused:
             self._to(Standing.VALID)
             return
-        self._incurable.clear()  # what was refused then may have been so for the same reason
+        self._incurable.clear()  # earlier refusals may have had the same reason
         if trio.current_time() < self._renew_at:
             self._to(Standing.VALID)
             await trio.sleep_until(self._renew_at)

@@ -36,7 +36,7 @@ log = logging.getLogger("gateway.backend")
 
 
 class RequestHeaders:
-    """Makes headers; holds what of the session they say."""
+    """Makes headers; holds the session's part of them."""
 
     def __init__(self, backend: str, base: HeaderList) -> None:
         self.session_id = ""
@@ -50,26 +50,26 @@ class RequestHeaders:
         """Keep the session id that the server gave; empty if it keeps no sessions.
 
         Raises:
-            BackendProtocol: it has characters that no header may carry.
+            BackendProtocol: it has characters that are not allowed in a header.
         """
         if session_id and _SESSION_ID.fullmatch(session_id) is None:
-            raise BackendProtocol(self._backend, "gave a session id that no header may carry")
+            raise BackendProtocol(self._backend, "gave a session id with characters that are not allowed in a header")
         self.session_id = session_id
         self._prepare()
 
     def negotiated(self, version: str) -> None:
-        """Keep the legacy version agreed on; empty before that, and in the modern era."""
+        """Keep the negotiated legacy version; empty before that, and in the modern era."""
         self._version = version
         self._prepare()
 
     def forget(self) -> tuple[str, str]:
-        """Drop session and version, and return them."""
+        """Clear session and version, and return them."""
         before = self.session_id, self._version
         self.restore(("", ""))
         return before
 
     def restore(self, before: tuple[str, str]) -> None:
-        """Take back what `forget` has returned."""
+        """Restore the values returned by `forget`."""
         self.session_id, self._version = before
         self._prepare()
 
@@ -86,7 +86,7 @@ class RequestHeaders:
         return own
 
     def post(self, hop: Hop, method: str, pending: PendingCall | None) -> AnyHeaders:
-        """For a request's POST."""
+        """Return the headers of a request's POST."""
         if hop.era is Era.LEGACY:
             return self.legacy
         own: HeaderList = [
@@ -103,18 +103,18 @@ class RequestHeaders:
         return self._modern + own
 
     def get(self, last_id: bytes) -> HeaderList:
-        """For the legacy GET stream, or for a stream that is taken up where `last_id` came."""
+        """Return the headers of the legacy GET stream, or of a stream resumed after `last_id`."""
         resuming = [(b"last-event-id", last_id)] if last_id else []
         return [*self._base, EVENT_STREAM, *self._session(), *resuming]
 
     def delete(self) -> HeaderList:
-        """For the end of a legacy session."""
+        """Return the headers of the request that ends a legacy session."""
         return [*self._base, *self._session()]
 
     def learn(self, listing: Listing) -> Listing:
         """Remember which parameters of a modern backend's tools go into headers.
 
-        Returns the listing without the tools that say it wrongly, as "Schema Extension" demands.
+        Returns the listing without the tools whose annotations are invalid, as "Schema Extension" demands.
         """
         if Kind.TOOLS not in listing.items:
             return listing
@@ -132,7 +132,7 @@ class RequestHeaders:
             sound.append(item)
             if annotations:
                 annotated[item.own] = annotations
-        # What was not read to its end may be served with entries that were read before.
+        # An incomplete list may be served with entries of the previous one.
         self._annotations = {**self._annotations, **annotated} if Kind.TOOLS in listing.unread else annotated
         problems = list(bound_problems(Kind.TOOLS, problems, MAX_PROBLEMS))
         for text in problems:

@@ -1,7 +1,7 @@
-"""What the sessions of both HTTP transports have in common: calls go out in requests of their own, posts in order.
+"""The common base of sessions over both HTTP transports: each call has a request of its own; posts keep their order.
 
 The session owns, in one nursery: a task that recovers lost sessions, one for notifications (`OutgoingQueue`), one for
-tasks, and whatever the transport starts for its streams and requests. When one of them raises, the session is over.
+tasks, and those that the transport starts for its streams and requests. When one of them raises, the session is over.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
 
 CHECK_WAIT: Final = 5.0
-"""Seconds for the answer to a probe; silence counts as life."""
+"""Seconds for the answer to a probe; a silent server counts as alive."""
 _OK: Final = 200
 
 _S = TypeVar("_S", bound="HttpSession")
 
 
 class HttpSession(ABC):
-    """Implements `gateway.backends.session.interface.Session` except for what the transport adds."""
+    """Implements `gateway.backends.session.interface.Session` except for the transport's part."""
 
     def __init__(
         self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop, timing: Timing
@@ -71,12 +71,12 @@ class HttpSession(ABC):
 
     @property
     def in_flight(self) -> int:
-        """Calls that were sent and have not ended."""
+        """The number of calls in flight."""
         return self.conversation.in_flight
 
     @property
     def pid(self) -> int | None:
-        """None: the server is nobody's child here."""
+        """None: the server is not a child process."""
         return None
 
     @property
@@ -86,7 +86,7 @@ class HttpSession(ABC):
 
     @property
     def can_send(self) -> bool:
-        """Whether the session is open: `max_concurrency` bounds what is on its way."""
+        """Whether the session is open: `max_concurrency` bounds the calls in flight."""
         return self._problem is None
 
     def send(self, pending_calls: list[PendingCall]) -> None:
@@ -96,7 +96,7 @@ class HttpSession(ABC):
             self.open(self.conversation.last_id, pending.call.method, body, pending)
 
     async def wait_writable(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - there always is some
-        """Return at once: `max_concurrency` bounds what is on its way."""
+        """Return immediately: `max_concurrency` bounds the calls in flight."""
 
     async def relist(self, feature: str) -> Listing:
         """Read the lists of one feature again."""
@@ -108,22 +108,22 @@ class HttpSession(ABC):
 
     @property
     def is_stateful(self) -> bool:
-        """Whether the server may keep something of this conversation that it can lose."""
+        """Whether the server may hold state of this conversation that it can lose."""
         return self.is_initialized and self.conversation.hop.era is Era.LEGACY
 
     @property
     @abstractmethod
     def has_id(self) -> bool:
-        """Whether the session has an id that requests carry."""
+        """Whether requests carry a session id."""
 
     @abstractmethod
     async def renew(self) -> None:
-        """Open another session in place of this one."""
+        """Replace the session by another."""
 
     async def probe(self) -> bool:
-        """Send `ping`, and where that is refused `tools/list`; return whether the server refuses both.
+        """Send `ping`, and if that is refused `tools/list`; return whether the server refuses both.
 
-        Silence is no refusal, nor is a status that has another cause. Raises BackendExited if the server is gone.
+        Silence is not a refusal, nor is a status with another cause. Raises BackendExited if the server is gone.
         """
         methods = ("ping", "tools/list") if self.is_stateful else ("server/discover",)
         has_tools = "tools" in self.greeting.capabilities or "tools" in self.listing.capabilities
@@ -164,32 +164,32 @@ class HttpSession(ABC):
         self.is_initialized = True
 
     def missed(self) -> None:
-        """Have all lists read: the server may have changed them without a notice."""
+        """Have all lists read: they may have changed without a notification."""
         for feature in {*self.greeting.capabilities, *self.listing.capabilities}:
             self._listener.list_changed(feature)
 
     @abstractmethod
     def open(self, request_id: int, method: str, data: bytes, pending: PendingCall | None = None) -> None:
-        """Send a request, a call or one of the gateway's own; returns at once."""
+        """Send a request, a call or one of the gateway's own; returns immediately."""
 
     @abstractmethod
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
         """Cancel a request."""
 
     def _start_request(self, run: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Start the task of a request in the session's own context: a client's task may have sent the call."""
+        """Start the task of a request in the session's context: a client's task may have sent the call."""
         self._context.run(self._nursery.start_soon, run, *args)
 
     def _post(self, data: bytes) -> None:
-        """Send a notification or an answer, after those before it."""
+        """Send a notification or a response, in order."""
         self._posts.post(data)
 
     @abstractmethod
     async def _deliver(self, data: bytes) -> None:
-        """POST one of them now. Raises BackendError."""
+        """POST a message now. Raises BackendError."""
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Run the session's tasks; never returns, but raises BackendError when it is over."""
+        """Run the session's tasks; never returns, but raises BackendError when the session is over."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._posts.run)
             self._nursery.start_soon(self.recovery.run)
@@ -201,10 +201,10 @@ class HttpSession(ABC):
         """Shake hands and list. Raises BackendError; the caller bounds the time."""
 
     async def aclose(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - not all say goodbye
-        """Tell the server that its session is not needed any more; bounded, and errors do not matter."""
+        """End the session at the server; bounded, and errors are ignored."""
 
     def close(self, problem: BackendError) -> None:
-        """Finish everything that waits, and what is sent from now on."""
+        """Finish every pending request, and every later one, with this error."""
         self._problem = self._problem or problem
         self.conversation.close(problem)
 

@@ -1,10 +1,10 @@
-"""A backend over HTTP+SSE, the transport of 2024-11-05 (basic/transports): one stream comes, POSTs go.
+"""A backend over HTTP+SSE, the transport of 2024-11-05 (basic/transports): one event stream, and POSTs.
 
 The stream is the session: when it ends, the backend is gone. Its first event names the address for POSTs, which must be
-of the same origin, since all headers go there too. The session owns a task for each stream and one for each request on
-its way, besides those of `HttpSession`; answers come on the stream, on which nothing says whose call a server request
-belongs to. When the server refuses POSTs because it does not know the session, a new stream replaces the old one, which
-is read until it has brought the answers that it still owes.
+of the same origin, since all headers are sent there too. The session owns a task for each stream and one for each
+request in flight, besides those of `HttpSession`; responses arrive on the stream, where server requests do not name
+their call. When the server refuses POSTs because it does not know the session, a new stream replaces the old one, which
+is read until its outstanding responses have arrived.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class _Stream:
         """Set when the address is known, or when the stream has ended."""
         self.scope = trio.CancelScope()
         self.problem: BackendError | None = None
-        """Why it has ended."""
+        """The reason of its end."""
         self.unanswered: set[int] = set()
-        """After another stream has taken its place: the requests whose answers are still to come on this one."""
+        """Once replaced by another stream: the requests whose responses are still expected on this one."""
 
 
 class SseSession(HttpSession):
@@ -90,7 +90,7 @@ class SseSession(HttpSession):
             self._settle(request_id)
 
     async def _send(self, request_id: int, method: str, body: bytes, pending: PendingCall | None) -> None:
-        """POST a request; its answer comes on the stream, and only a refusal ends it here."""
+        """POST a request; its response arrives on the stream, and only a refusal ends it here."""
         try:
             if await self._attempt(request_id, method, body, pending, first=True):
                 await self._attempt(request_id, method, body, pending, first=False)
@@ -100,7 +100,7 @@ class SseSession(HttpSession):
     async def _attempt(
         self, request_id: int, method: str, body: bytes, pending: PendingCall | None, *, first: bool
     ) -> bool:
-        """One POST; returns whether there should be another."""
+        """Send one POST; return whether to send another."""
         recovery, is_call = self.recovery, pending is not None
         if recovery.standing is not Standing.VALID:
             self._waiting.add(request_id)
@@ -169,15 +169,15 @@ class SseSession(HttpSession):
         if self._stream.problem is not None:
             raise self._stream.problem
         self._adopt(await handshake.initialize(self.conversation, attempts, timeout=wait))
-        await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
+        await self._posts.flushed()  # a server that has not received `initialized` may refuse to list
 
     @property
     def has_id(self) -> bool:
-        """The stream's address stands for the session."""
+        """Whether requests carry a session id: the stream's address identifies the session."""
         return True
 
     async def renew(self) -> None:
-        """Open another stream, and have the old one read as long as answers are owed on it."""
+        """Open another stream; read the old one until its outstanding responses have arrived."""
         name, wait = self.config.name, self.config.connect_timeout
         log.warning(
             "backend %r has forgotten the session; opening another stream",
@@ -197,7 +197,7 @@ class SseSession(HttpSession):
                 if self._stream.problem is not None:
                     raise self._stream.problem
         except (BackendError, trio.TooSlowError) as problem:
-            self._stream.scope.cancel(reason="no session came of it")
+            self._stream.scope.cancel(reason="no session was opened")
             self._stream, self._replaced = old, _Stream()
             if old.problem is not None:
                 raise BackendExited(name, old.problem.reason) from None
@@ -211,7 +211,7 @@ class SseSession(HttpSession):
         self.missed()
 
     def _settle(self, request_id: int | None = None) -> None:
-        """Note that the replaced stream owes no answer to this request; close it when it owes none."""
+        """Note that a request on the replaced stream has ended; close the stream with the last one."""
         stream = self._replaced
         stream.unanswered = {
             each for each in stream.unanswered if each != request_id and self.conversation.waits_for(each)
@@ -219,7 +219,7 @@ class SseSession(HttpSession):
         if stream.problem is not None:
             self._fail_unanswered(stream)
         elif not stream.unanswered and not self._is_renewing:
-            stream.scope.cancel(reason="the stream owes no answer")
+            stream.scope.cancel(reason="no response outstanding")
 
     def _fail_unanswered(self, stream: _Stream) -> None:
         unanswered, stream.unanswered = stream.unanswered, set()
@@ -244,7 +244,7 @@ class SseSession(HttpSession):
     async def _read_stream(self, stream: _Stream, response: httpx2.Response) -> None:
         status, kind = response.status_code, media_type(response)
         if status != _OK or kind != "text/event-stream":
-            text = f"answered GET with HTTP {status} and {kind or 'no content type'}, which is no event stream"
+            text = f"answered GET with HTTP {status} and {kind or 'no content type'}, not an event stream"
             text += via(self.http.proxy)
             raise HttpRefused(self.config.name, text, status)
         parser = EventParser(self.config.max_line_bytes)
@@ -263,7 +263,7 @@ class SseSession(HttpSession):
         await read_pieces(response, handle_data)
 
     def _connect(self, stream: _Stream, data: bytes) -> None:
-        """Read the address for POSTs, which the first event names."""
+        """Read the address for POSTs from the first event."""
         try:
             endpoint = self.http.url.join(data.decode("utf-8-sig").strip())
         except (httpx2.InvalidURL, UnicodeDecodeError):

@@ -1,8 +1,8 @@
-"""Server-sent events out of bytes (HTML Living Standard, 9.2.6 "Interpreting an event stream"), without I/O.
+"""Parser of server-sent events (HTML Living Standard, 9.2.6 "Interpreting an event stream"), without I/O.
 
-Only what MCP needs comes out: data stays bytes, events without data are dropped, comments are skipped. Invariant: not
-more than about `max_bytes` of an event are held; a longer one is skipped to its end and comes out as
-`OversizedLine`, with only the two ends of its data, to find a message's id in.
+It returns only what MCP needs: data stays bytes, events without data are dropped, comments are skipped. Invariant: it
+holds no more than about `max_bytes` of an event; a longer one is skipped to its end and returned as `OversizedLine`,
+with only the two ends of its data, from which a message's id can be read.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from gateway.lines import OversizedLine
 from gateway.surrogates import BOM
 
 MAX_ID_BYTES: Final = 4_096
-"""An event id is sent back in a header; one that no server would take there is as good as none."""
+"""Bytes of an event id, which is sent back in a header; a longer one would be refused there and is ignored."""
 MAX_RETRY: Final = 300.0
-"""Seconds; a server that asks for a longer pause before reconnecting gets this one."""
+"""Seconds; the maximum pause that a server can request before reconnecting."""
 LONGEST_FIELD_NAME: Final = 16
-"""Room beside the data in a line's allowance."""
+"""Bytes of a line beside its data."""
 _HEADER_VALUE: Final = re.compile(rb"(?! )[^\x00-\x1f\x7f]*(?<! )")
 """An event id that a header can carry: no control characters, no space at either end."""
 
@@ -36,8 +36,8 @@ class Event(msgspec.Struct, frozen=True):
 class EventParser:
     """Cuts one response body into events.
 
-    `last_id` is what `Last-Event-ID` must say to go on after the events that came out; `retry` is the pause, in
-    seconds, that the server asked for before reconnecting, None if it did not.
+    `last_id` is the `Last-Event-ID` to resume after the returned events; `retry` is the pause in seconds that the
+    server requests before reconnecting, None without one.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -53,13 +53,13 @@ class EventParser:
         self._at_start = True
 
     def successor(self) -> EventParser:
-        """A parser for the body that takes this one's place: `last_id` and `retry` stay, what is incomplete is lost."""
+        """Return a parser for the next body: it keeps `last_id` and `retry`, and drops an incomplete event."""
         parser = EventParser(self._max)
         parser.last_id, parser.retry = self.last_id, self.retry
         return parser
 
     def feed(self, data: bytes) -> list[Event]:
-        """Take bytes in, return the events that are complete now."""
+        """Feed bytes; return the events that are complete now."""
         if self._after_cr and data:
             data = data.removeprefix(b"\n")
             self._after_cr = False
@@ -118,7 +118,7 @@ class EventParser:
             case b"retry" if value.isdigit():
                 self.retry = min(int(value[:9]) / 1000, MAX_RETRY)
             case _:
-                pass  # a comment, or a field that nobody has defined
+                pass  # a comment, or an unknown field
 
     def _add_data(self, value: bytes) -> None:
         if self._has_data:
@@ -128,18 +128,18 @@ class EventParser:
 
 
 class _Held:
-    """Bytes that are not complete, up to `most`; of more, the two ends."""
+    """Incomplete data, up to `most` bytes; of more, the two ends."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.size = 0
-        self._only = b""  # the usual case, one piece, is handed on without a copy
+        self._only = b""  # the usual case: one piece, returned without a copy
         self._joined: bytearray | None = None
         self._head: bytes | None = None
         self._tail = b""
 
     def add(self, data: bytes) -> None:
-        """Hold more."""
+        """Add a part."""
         self.size += len(data)
         if self._head is not None or self.size > self.most:
             self._keep_ends(data[:EDGE_BYTES], data[-EDGE_BYTES:])
@@ -152,7 +152,7 @@ class _Held:
             self._only = data
 
     def add_oversized(self, part: OversizedLine) -> None:
-        """Hold what is left of a part that was too long by itself."""
+        """Add the rest of a part that exceeded the limit by itself."""
         self.size += part.size
         self._keep_ends(part.head, part.tail)
 
@@ -169,7 +169,7 @@ class _Held:
         return data
 
     def pop_all(self) -> bytes | OversizedLine:
-        """Give out what is held, and hold nothing."""
+        """Return the data and clear the buffer."""
         size, self.size = self.size, 0
         if self._head is None:
             return self._pop_held()

@@ -1,8 +1,8 @@
-"""The standalone GET stream of a legacy session, on which a server says what belongs to no request.
+"""The standalone GET stream of a legacy session, for server messages outside of any request.
 
-2025-11-25 basic/transports, "Listening for Messages from the Server". It is kept open for as long as the session
-lives: taken up with `Last-Event-ID` where the server gives ids, after the pause that the server asks for, at least
-after a backoff. A server that has no such stream (405) is left in peace.
+2025-11-25 basic/transports, "Listening for Messages from the Server". It is kept open for the lifetime of the session:
+resumed with `Last-Event-ID` if the server gives ids, after the pause that the server requests, at least after a
+backoff. A server without such a stream (405) is not asked again.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from gateway.backends.http.exchange import SessionContext
 
 LONGEST_PAUSE: Final = 30.0
-"""Seconds between two attempts at a server that keeps failing."""
+"""Maximum seconds between two attempts at a server that keeps failing."""
 HEALTHY_AFTER: Final = 5.0
-"""A stream that lived for so many seconds was no failure."""
+"""Seconds after which the end of a stream does not count as a failure."""
 _OK: Final = 200
 _NOT_SERVED: Final = frozenset({405, 406, 415, 501})
 _NO_STREAM: Final = _NOT_SERVED | {400, 404, 410, 422}
-"""Statuses of servers that have no such stream; 405 is the right one."""
+"""Statuses of servers without such a stream; 405 is the correct one."""
 
 log = logging.getLogger("gateway.backend")
 
 
 class StreamOwner(Protocol):
-    """Who is told when messages may have been missed."""
+    """The receiver of notice that messages may have been missed."""
 
     def missed(self) -> None:
-        """Learn that the stream was down and could not be taken up where it ended."""
+        """Handle a gap: the stream was down and could not be resumed."""
         ...
 
 
@@ -52,11 +52,11 @@ class StandaloneStream:
         self.is_running = False
 
     def reopen(self) -> None:
-        """Let go of the stream and open one in the new session."""
-        self._scope.cancel(reason="the session is another one now")
+        """Close the stream and open one in the new session."""
+        self._scope.cancel(reason="the session has been replaced")
 
     async def run(self) -> None:
-        """Keep it open until cancelled; returns if the server has no such stream."""
+        """Keep the stream open until cancelled; return if the server has none."""
         link = self._link
         pause = first_pause = link.timing.stream_pause
         parser = EventParser(link.config.max_line_bytes)
@@ -114,6 +114,6 @@ class StandaloneStream:
             log.debug("%s", problem)
             link.recovery.doubt()
         except BackendProtocol as problem:
-            log.warning("%s: no stream for its messages", problem, extra={"backend": name})
+            log.warning("%s: no standalone stream", problem, extra={"backend": name})
             return False
         return True

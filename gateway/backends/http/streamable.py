@@ -1,8 +1,8 @@
 """A backend over streamable HTTP, in both eras (2026-07-28 and 2025-11-25 basic/transports).
 
-The session owns a task for each request (`HttpRequest`), one for the legacy GET stream, and the watch, besides those of
-`HttpSession`. The watch gets a new session when the server has forgotten the old one, which no call notices but by its
-delay, and looks whether the server is still there when a connection fails; only when it is not, the session ends.
+The session owns a task for each request (`HttpRequest`), one for the legacy GET stream, and the recovery task, besides
+those of `HttpSession`. The recovery task opens a new session when the server has lost the old one, which calls notice
+only by the delay, and checks after a failed connection whether the server is still reachable; if not, the session ends.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
 
 MAX_PENDING_CANCELS: Final = 1_000
-"""Cancels on their way at once; a server that takes none is told of no more."""
+"""Concurrent cancellations; a server that accepts none of them is sent no further ones."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -76,15 +76,17 @@ class StreamableSession(HttpSession):
         self._start_request(run)
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
-        """Cancel a request: its stream is closed, which says it all in the modern era."""
+        """Cancel a request: close its stream, which in the modern era is the cancellation."""
         exchange = self._exchanges.get(request_id)
         if exchange is not None:
             exchange.cancel(cancelled if self.conversation.hop.era is Era.LEGACY else None)
 
     async def send_cancelled(self, notification: bytes) -> None:
-        """Tell a legacy server of a cancel, past the queue."""
+        """Notify a legacy server of a cancellation, bypassing the queue."""
         if self._pending_cancels >= MAX_PENDING_CANCELS:
-            log.warning("backend %r: a cancel was not told, %d wait", self.config.name, self._pending_cancels)
+            log.warning(
+                "backend %r: cancellation dropped, %d are already pending", self.config.name, self._pending_cancels
+            )
             return
         self._pending_cancels += 1
         try:
@@ -95,11 +97,11 @@ class StreamableSession(HttpSession):
     # `gateway.backends.http.exchange.SessionContext`
 
     def headers(self, method: str, pending: PendingCall | None) -> AnyHeaders:
-        """The headers of a request's POST."""
+        """Return the headers of a request's POST."""
         return self._headers.post(self.conversation.hop, method, pending)
 
     def stream_headers(self, last_id: bytes) -> AnyHeaders:
-        """The headers of a legacy GET."""
+        """Return the headers of a legacy GET."""
         return self._headers.get(last_id)
 
     def assigned(self, session_id: str) -> None:
@@ -107,16 +109,16 @@ class StreamableSession(HttpSession):
         self._headers.assign(session_id)
 
     async def refresh_tools(self) -> None:
-        """Read the tools anew for their annotations, and have the supervisor do so for the catalog."""
+        """Read the tools again for their annotations, and have the supervisor do so for the catalog."""
         await self.relist("tools")
         self._listener.list_changed("tools")
 
     def _post(self, data: bytes) -> None:
-        """Send a notification or an answer. The modern era knows neither from client to server over HTTP."""
+        """Send a notification or a response. Clients send neither in the modern era over HTTP."""
         if self.conversation.hop.era is Era.LEGACY:
             super()._post(data)
         else:
-            log.debug("backend %r asked something that modern servers must not ask", self.config.name)
+            log.debug("backend %r sent a request, which modern servers must not do", self.config.name)
 
     async def _deliver(self, data: bytes) -> None:
         async with self.http.exchange("POST", self._headers.legacy, data) as response:
@@ -140,7 +142,7 @@ class StreamableSession(HttpSession):
             )
         )
         if self.greeting.era is Era.LEGACY:
-            await self._posts.flushed()  # a server that has not heard `initialized` may refuse to list
+            await self._posts.flushed()  # a server that has not received `initialized` may refuse to list
             if self.has_id:
                 self._nursery.start_soon(self._get_stream.run)
         self.listing = self._learn(
@@ -185,7 +187,7 @@ class StreamableSession(HttpSession):
         self.missed()
 
     async def aclose(self) -> None:
-        """Tell the server that its session is not needed any more; bounded, and errors do not matter."""
+        """End the session at the server; bounded, and errors are ignored."""
         if not self.has_id:
             return
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.timing.goodbye_timeout):

@@ -1,4 +1,4 @@
-"""What the parts of a session share: a waiting request, its exchange in the transport, and the observer."""
+"""The contracts between the parts of a session: a pending request, its exchange in the transport, and the observer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PendingRequest:
-    """A request of the gateway's own that waits for its answer."""
+    """A request of the gateway's own that waits for its response."""
 
     __slots__ = ("acknowledged", "event", "kind", "on_problem", "opens", "outcome")
 
@@ -25,55 +25,55 @@ class PendingRequest:
         self, kind: Kind | None, on_problem: Callable[[str], None] | None = None, *, opens: bool = False
     ) -> None:
         self.on_problem = on_problem
-        """Called with what is left out of a list, and why."""
+        """Called with the entries left out of a list, and the reason."""
         self.opens = opens
         """Whether the request opens the session: then an error without an id can only be about it."""
         self.kind = kind
-        """What is to be listed, if anything: then single items that are no JSON are left out, and the rest is taken."""
+        """The list requested, if any: invalid items are left out, and the rest is used."""
         self.event = trio.Event()
         self.acknowledged = trio.Event()
         """Set when a subscription has been acknowledged."""
         self.outcome: Outcome | None = None
 
     def finish(self, outcome: Outcome) -> None:
-        """Set the answer."""
+        """Set the outcome."""
         self.outcome = outcome
         self.event.set()
 
 
 class SessionObserver(Protocol):
-    """Who hears what a backend says on its own. Methods are called in order and must return at once."""
+    """The receiver of a backend's notifications. Methods are called in order and must not wait."""
 
     def list_changed(self, feature: str) -> None:
-        """Hear that the backend's tools, prompts or resources have changed."""
+        """Handle a change of the backend's tools, prompts or resources."""
         ...
 
     def resource_updated(self, uri: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hear that a resource was updated; `params` are those of the notification."""
+        """Handle the update of a resource; `params` are those of the notification."""
         ...
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Hear something that is for one client alone, also when its call is over; `key` is its session's."""
+        """Handle a notification for one client only, even after its call; `key` is its session's."""
         ...
 
     def freed(self) -> None:
-        """Hear that a call has ended, so that another may be sent."""
+        """Handle the end of a call, so that another may be sent."""
         ...
 
     def wrote_stderr(self, line: bytes) -> None:
-        """Receive a line that a child has written to stderr, cut to a length that can be shown."""
+        """Keep a line of a child's stderr, cut to a length that can be shown."""
         ...
 
 
 class Exchanges(Protocol):
-    """A transport that gives each request an exchange of its own. Methods return at once."""
+    """A transport that gives each request an exchange of its own. Methods return immediately."""
 
     def open(self, request_id: int, method: str, data: bytes, pending: PendingCall | None = None) -> None:
-        """Send a request of the gateway's own; `pending` is the call that it is about, if it is about one."""
+        """Send a request of the gateway's own; `pending` is the call that it is about, if any."""
         ...
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:
-        """Learn that nobody waits for this answer any more; `cancelled` is the notification that tells the backend."""
+        """Cancel a request whose response is not needed; `cancelled` is the notification for the backend."""
         ...
 
     def call_failed(self, outcome: Outcome) -> None:

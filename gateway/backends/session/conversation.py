@@ -1,9 +1,9 @@
-"""One session's messages: ids and progress tokens of this hop, and who waits for which answer.
+"""One session's messages: ids and progress tokens of this hop, and the correlation of responses with requests.
 
-Transport-independent and without I/O of its own: it is given `post` to send a message and is fed each message that
-comes, in order. Where each request travels in an exchange of its own (HTTP), it is given `exchanges` too; and `reply`,
-where replies to the backend's own requests go another way. Nothing in here waits but `request`. Invariant: every call
-that was sent is finished exactly once, by its answer, by its pending call's withdrawal, by `finish`, or by `close`.
+Transport-independent and without I/O of its own: it is given `post` to send a message and is fed each message in order
+of arrival. If each request travels in an exchange of its own (HTTP), it is given `exchanges` too; and `reply`, if
+responses to the backend's own requests go another way. Only `request` waits. Invariant: every call that was sent is
+finished exactly once, by its response, by its pending call's withdrawal, by `finish`, or by `close`.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
     from gateway.lines import OversizedLine
 
 MAX_BATCH: Final = 1_000
-"""Most messages of one batch, which are taken in at one go; nobody has more calls in flight at a backend."""
+"""Maximum messages of one batch, which is handled in one step; no client has more calls in flight at a backend."""
 MAX_WITHDRAWN: Final = 64
-"""Calls that nobody waits for any more but that the backend may still work on, remembered as suspects if it dies."""
+"""Cancelled calls that the backend may still work on, remembered as suspects in case it dies."""
 SUSPECT_FOR: Final = 10.0
-"""Seconds for which they are: a client that cancels a call, or hangs up, must not be out of suspicion by that."""
+"""Seconds for which they are remembered: cancelling a call, or disconnecting, must not clear a client of suspicion."""
 MAX_LOGGED: Final = 200
-"""How much of a message that is no MCP message is shown in the log."""
+"""Bytes of an invalid message that are shown in the log."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -77,7 +77,7 @@ class Conversation:
         self.backend = backend
         self.hop = hop
         self.unmatched = 0
-        """Answers without a request: late ones after a cancel, or to ids never used."""
+        """Responses without a request: late ones after a cancellation, or to unknown ids."""
         self._post = post
         self._reply = reply or post
         self._stray = stray
@@ -90,41 +90,41 @@ class Conversation:
         self._closed: BackendError | None = None
         self._rate = LogRate()
         self.tasks = TaskDriver(self, listener.freed)
-        """What the session must `run`."""
+        """The tasks that the session must `run`."""
         self._server_requests = ServerRequestRouter(
             backend, post=self._reply, calls=self._calls_under_way, for_client=listener.for_client
         )
 
     @property
     def in_flight(self) -> int:
-        """Calls that were sent and have not ended."""
+        """The number of calls in flight."""
         return len(self._calls) + len(self.tasks.driven)
 
     @property
     def last_id(self) -> int:
-        """The id given last."""
+        """The latest id."""
         return self._last_id
 
     @property
     def shares_pipe(self) -> bool:
-        """Whether all messages go through one pipe, so that they end together."""
+        """Whether all messages share one pipe, so that they end together."""
         return self._exchanges is None
 
     @property
     def is_closed(self) -> bool:
-        """Whether the process or connection has ended, so that no request is answered any more."""
+        """Whether the process or connection has ended, so that no request can be answered."""
         return self._closed is not None
 
     def _calls_under_way(self) -> Collection[PendingCall]:
         return [*self._calls.values(), *self.tasks.driven.values()] if self.tasks.driven else self._calls.values()
 
     def waits_for(self, request_id: int) -> bool:
-        """Whether a request was sent under this id and has not ended."""
+        """Return whether a request with this id is pending."""
         waiter = self._waiters.get(request_id)
         return request_id in self._calls or (waiter is not None and waiter.outcome is None)
 
     def pending(self) -> set[int]:
-        """The ids of all requests that wait for their answers."""
+        """The ids of all pending requests."""
         own = {request_id for request_id, waiter in self._waiters.items() if waiter.outcome is None}
         return own | self._calls.keys()
 
@@ -132,7 +132,7 @@ class Conversation:
         """Give a call its id on this hop (then `last_id`) and encode it as one line; the caller must post it."""
         request_id = self._last_id = self._last_id + 1
         call = pending.call
-        # The id serves as progress token too: both must be unique among this sender's active requests.
+        # The id is also the progress token: both must be unique among this sender's active requests.
         token = request_id if call.progress_token is not None else None
         as_task = pending.as_task or (self.hop.era is Era.MODERN and self.tasks.needs_task(pending))
         params = requests.backend_params(call, pending.own_name, token, self.hop, as_task=as_task)
@@ -141,14 +141,14 @@ class Conversation:
         return jsonrpc.request(request_id, call.method, params) + b"\n"
 
     def suspects(self) -> list[Suspect]:
-        """The calls that were sent and not answered, the last one sent first."""
+        """Return the calls in flight, the latest first."""
         since = trio.current_time() - SUSPECT_FOR
         suspects = {number: suspect for number, (suspect, at) in self._withdrawn.items() if at >= since}
         suspects |= {number: pending.as_suspect() for number, pending in {**self._calls, **self.tasks.driven}.items()}
         return [suspects[number] for number in sorted(suspects, reverse=True)]
 
     def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
-        """Tell the backend to cancel a call that nothing waits for (`gateway.inflight.pending.CallCarrier`)."""
+        """Tell the backend to cancel a call (`gateway.inflight.pending.CallCarrier`)."""
         if self._calls.pop(request_id, None) is None:
             return
         self._withdrawn[request_id] = pending.as_suspect(), trio.current_time()
@@ -176,7 +176,7 @@ class Conversation:
         pending: PendingCall | None = None,
         on_problem: Callable[[str], None] | None = None,
     ) -> tuple[int, PendingRequest]:
-        """Send a request of the gateway's own; returns its id and what waits for its answer.
+        """Send a request of the gateway's own; return its id and the pending request.
 
         `pending` is the call whose task the request is about.
         """
@@ -203,7 +203,7 @@ class Conversation:
             self._exchanges.open(request_id, method, line, pending)
 
     def end(self, request_id: int, *, reason: str | None = None) -> None:
-        """Stop waiting for an answer; with a reason, the backend is told to cancel."""
+        """Stop waiting for a response; with a reason, tell the backend to cancel."""
         waiter = self._waiters.pop(request_id, None)
         if waiter is None or self._closed is not None:
             return
@@ -220,10 +220,10 @@ class Conversation:
         timeout: float,
         on_problem: Callable[[str], None] | None = None,
     ) -> Outcome:
-        """Send a request of the gateway's own and wait for its answer, at most `timeout` seconds.
+        """Send a request of the gateway's own and wait for its response, at most `timeout` seconds.
 
-        When the time is up the outcome is `BackendTooSlow`; cancelled or too late, the backend is told to stop
-        (except for `initialize`, which must not be cancelled). `on_problem` receives what is left out of a list.
+        After that the outcome is `BackendTooSlow`. Cancelled or too late, it is cancelled at the backend (except for
+        `initialize`, which must not be cancelled). `on_problem` receives the entries left out of a list.
         """
         request_id, waiter = self.begin(method, params, on_problem=on_problem)
         try:
@@ -231,7 +231,7 @@ class Conversation:
                 await waiter.event.wait()
         finally:
             answered = waiter.outcome is not None
-            reason = None if answered or method == "initialize" else "the gateway gave up waiting"
+            reason = None if answered or method == "initialize" else "the gateway stopped waiting"
             self.end(request_id, reason=reason)
         return waiter.outcome or BackendTooSlow(self.backend, f"did not answer {method} within {timeout:g} s")
 
@@ -240,11 +240,11 @@ class Conversation:
         self._post(jsonrpc.notification(method, None if params is None else jsonrpc.encode(params)) + b"\n")
 
     def pass_on(self, method: str, params: msgspec.Raw) -> None:
-        """Send a notification of a client's; bounded as replies are, since clients may send as many as they like."""
+        """Send a notification of a client's; bounded like responses, since clients may send any number."""
         self._reply(jsonrpc.notification(method, None if params is jsonrpc.ABSENT else bytes(params)) + b"\n")
 
     def feed(self, data: bytes, pending: PendingCall | None = None) -> None:
-        """Take one message in; `pending` is the call on whose own stream it came, where the transport can tell.
+        """Handle a message; `pending` is the call on whose own stream it arrived, if the transport has such streams.
 
         In the legacy era it may be a batch: at 2025-03-26 receiving them is a MUST (basic, "Batching").
         """
@@ -286,14 +286,14 @@ class Conversation:
             case "notifications/cancelled":
                 self._server_requests.cancelled(params)
             case "notifications/tasks/status":
-                pass  # the gateway drives tasks by asking for their state; no client knows of any
+                pass  # the gateway polls the state of tasks; clients do not know them
             case _ if method in LIST_CHANGED:
                 self._listener.list_changed(LIST_CHANGED[method])
             case _:
                 self._server_requests.vendor(method, params, pending)
 
     def feed_overlong(self, line: OversizedLine, limit: int) -> None:
-        """Take in a message that was too long to be kept: its call gets an error, or all calls if no id is found."""
+        """Handle a message above the limit: fail its call, or all calls if it has no readable id."""
         request_id = jsonrpc.recover_id(line.head)
         if request_id is None:
             request_id = jsonrpc.recover_id(line.tail)
@@ -310,7 +310,7 @@ class Conversation:
             self.finish(number, problem)
 
     def close(self, problem: BackendError) -> None:
-        """Finish whatever is still waiting with this error; later requests get it at once."""
+        """Finish every pending request, and every later one, with this error."""
         self._closed = problem
         self._server_requests.close()
         self.tasks.close(problem)
@@ -321,7 +321,7 @@ class Conversation:
             waiter.finish(problem)
 
     def _malformed(self, problem: jsonrpc.Malformed, data: bytes) -> None:
-        """Keep what can be kept of a list; else fail the request that the message answers, if it can be told."""
+        """Salvage the valid entries of a list; else fail the request that has the message's id, if readable."""
         known = _number(problem.id) if isinstance(problem.id, str) else problem.id
         waiter = None if known is None else self._waiters.get(known)
         if waiter is not None and waiter.kind is not None and (kept := salvage(data, waiter.kind)) is not None:
@@ -351,14 +351,14 @@ class Conversation:
             stray.note(data)
         shown = data[:MAX_LOGGED].decode(errors="replace")
         self._warn(
-            "backend %r wrote %d bytes that are no MCP message, skipped: %r",
+            "backend %r wrote %d bytes that are not an MCP message, skipped: %r",
             self.backend,
             len(data),
             shown,
         )
 
     def _warn(self, text: str, *args: object) -> None:
-        """Log what the backend does wrong, if the rate allows: it may go on doing so without end."""
+        """Log a fault of the backend, if the rate allows: it may repeat it without end."""
         if not self._rate.allows():
             return
         extra = {"backend": self.backend}
@@ -367,7 +367,7 @@ class Conversation:
         log.warning(text, *(SECRETS.mask(arg) if isinstance(arg, str) else arg for arg in args), extra=extra)
 
     def finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
-        """Finish the request with this id; False if none waits under it."""
+        """Finish the request with this id; return False if there is none."""
         if isinstance(request_id, str):
             request_id = _number(request_id)
         pending = self._calls.pop(request_id, None)
@@ -410,10 +410,10 @@ class Conversation:
         if not self.finish(number, self.outcome_of(message)):
             self._withdrawn.pop(number, None)
             self.unmatched += 1
-            log.debug("backend %r answered an id nobody waits for: %r", self.backend, request_id)
+            log.debug("backend %r answered an unknown id: %r", self.backend, request_id)
 
     def outcome_of(self, message: jsonrpc.Message) -> Outcome:
-        """Read an answer in the era of this hop."""
+        """Read a response in the era of this hop."""
         era = self.hop.era
         if message.error is not jsonrpc.ABSENT:
             body = jsonrpc.decode_error(message.error)
@@ -421,12 +421,12 @@ class Conversation:
             return Failure(body.code, body.message, data, era)
         result = bytes(message.result)
         if not result.startswith(b"{"):
-            return BackendProtocol(self.backend, "answered with a result that is no object")
+            return BackendProtocol(self.backend, "answered with a result that is not an object")
         if era is Era.LEGACY:
             return Complete(result, era)
         outcome = results.read_modern_result(result)
         if outcome is None:
-            return BackendProtocol(self.backend, "answered with a resultType that nobody declared")
+            return BackendProtocol(self.backend, "answered with an undeclared resultType")
         return outcome
 
     def _handle_resource_updated(self, params: msgspec.Raw) -> None:
@@ -451,7 +451,7 @@ class Conversation:
             waiter.acknowledged.set()
 
     def _handle_progress(self, params: msgspec.Raw) -> None:
-        """Route progress to the call that asked for it, under the token that its client gave."""
+        """Route progress to its call, under the token that the client gave."""
         try:
             members = jsonrpc.decode_object(params)
             token = jsonrpc.decode_id(members[meta.PROGRESS_TOKEN])
@@ -468,5 +468,5 @@ class Conversation:
 
 
 def _number(request_id: str) -> int:
-    """An id of ours, which some servers turn into a string; -1 for one that is none of ours."""
+    """Return an id of ours, which some servers turn into a string; -1 for any other."""
     return int(request_id) if re.fullmatch(r"[0-9]{1,18}", request_id) else -1

@@ -1,8 +1,8 @@
-"""Opening a conversation: which era the backend speaks, and who it is.
+"""Opening a conversation: the backend's era, and its description of itself.
 
-2026-07-28 basic/transports/stdio, "Backward Compatibility": probe with `server/discover`; a modern answer or a modern
-error means modern, anything else (silence and a closed connection included) means legacy. A server that refuses
-`initialize` for its version is sent another one. All waits are bounded by the caller's scope and by `probe_timeout`.
+2026-07-28 basic/transports/stdio, "Backward Compatibility": probe with `server/discover`; a modern result or a modern
+error means modern, anything else (silence and a closed connection included) means legacy. A server that refuses the
+version in `initialize` is sent another one. All waits are bounded by the caller's scope and by `probe_timeout`.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 _MODERN_ERRORS: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 _NO_HANDSHAKE: Final = _MODERN_ERRORS | {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_REQUEST, jsonrpc.INVALID_PARAMS}
-"""How a server that knows the modern era alone refuses `initialize`; any other error may be over at the next start."""
+"""The error with which a modern-only server refuses `initialize`; any other may not recur at the next start."""
 
 _UNFIT_STATUSES: Final = frozenset({400, 422, 500})
-"""HTTP statuses that servers give to an `initialize` whose version they do not know, without saying so."""
+"""HTTP statuses with which servers refuse an `initialize` of unknown version, without naming the cause."""
 
-AUTO_HINT: Final = "without 'era' in its config, the gateway finds it out"
+AUTO_HINT: Final = "without 'era' in its config, the gateway detects it"
 
 log = logging.getLogger("gateway.backend")
 
 
 class Attempts:
-    """How one session is to be opened, and what was tried so far; it outlives a process that ends meanwhile.
+    """The plan for opening one session, and the attempts so far; it outlives a process that ends meanwhile.
 
-    `era` is "auto", or the era to begin with, which only the config may pin. `version` is what `initialize` should name
-    first. Without `walks` no further process is started to try older versions.
+    `era` is "auto", or the era to begin with, which only the config may pin. `version` is the first for `initialize`.
+    Without `walks` no further process is started to try older versions.
     """
 
     def __init__(
@@ -59,23 +59,23 @@ class Attempts:
         self.era = era
         self.pinned = pinned
         self.transport = transport
-        """The transport to try first, then the one that was opened; None if it is not known."""
+        """The transport to try first, then the one that was opened; None if unknown."""
         self.was_probed = False
         """Whether any process has been sent `server/discover`."""
         self.is_probing = False
-        """Whether this process has been sent `server/discover`, and has shown no era since."""
+        """Whether this process has been sent `server/discover` and its era is still unknown."""
         self.has_read = True
-        """Whether the process has read anything; one that ended before was not ended by what it was sent."""
+        """Whether the process has read anything; if not, no message caused its end."""
         self.has_walked = False
         """Whether every version was tried, and the process ended at the last one too."""
         self.is_due = False
-        """Whether the last version was refused in a way that lets another one be tried."""
+        """Whether the last version was refused in a way that permits another."""
         self.offered = offered
-        """The versions that the server is known to offer; empty if it is not known."""
+        """The versions that the server is known to offer; empty if unknown."""
         self.refuses_legacy = refuses_legacy
         """Whether this modern server is known to refuse `initialize`."""
         self.refused: list[str] = []
-        """The versions that `initialize` has named in vain."""
+        """The versions that `initialize` has tried without success."""
         self._version = version
         self._walks = walks
         both = versions.choose_legacy(offered) is not None and versions.choose_modern(offered) is not None
@@ -84,24 +84,24 @@ class Attempts:
         self._deadline: float | None = None
 
     def deadline(self, patience: float) -> float:
-        """When the session must be open: `patience` seconds from the first call on, over all attempts."""
+        """The time by which the session must be open: `patience` seconds from the first use, over all attempts."""
         if self._deadline is None:
             self._deadline = trio.current_time() + patience
         return self._deadline
 
     def probing(self, *, shares_pipe: bool) -> None:
-        """Note that `server/discover` is sent; where it shares a pipe with `initialize`, both end together."""
+        """Note that `server/discover` is sent; if it shares a pipe with `initialize`, both end together."""
         self.was_probed = True
         self.is_probing = shares_pipe and not (self.pinned and self.era == "modern")
 
     def next_version(self) -> str | None:
-        """The version that `initialize` should name; None if all were refused."""
+        """The next version for `initialize`; None if all were refused."""
         if self._version is not None and not self.refused:
             return self._version
         return versions.choose_legacy(self._candidates, self.refused)
 
     def narrow(self, offered: list[str]) -> None:
-        """Try none but these versions from now on."""
+        """Restrict further attempts to these versions."""
         self._version = None
         self._candidates = tuple(offered)
 
@@ -117,18 +117,18 @@ class Attempts:
             self.is_probing = False
 
     def start_over(self) -> None:
-        """Forget refusals: they were those of another transport."""
+        """Forget refusals, which were those of another transport."""
         self.refused.clear()
 
     def prepare_restart(self) -> bool:
-        """Decide, after the process or connection has ended, what another one is sent; False: it is of no use."""
+        """Choose, after the process or connection has ended, the first message to another; False: do not start one."""
         if self._is_open or not self.has_read or (self.pinned and self.era == "modern"):
             return False
         asked, self._asks = self._asks, False
         if self.is_probing:
             self.is_probing, self.era = False, "legacy"
             if asked:
-                self.refused.pop()  # the probe may be what it ended at
+                self.refused.pop()  # the probe may have caused its end
             return True
         if not asked:
             return self._walks and self.is_due
@@ -136,9 +136,9 @@ class Attempts:
         return self._walks and self.cut_off()
 
     def cut_off(self) -> bool:
-        """Decide what follows an `initialize` that was not answered; False: nothing.
+        """Choose what follows an `initialize` without a response; False: nothing.
 
-        A connection may end for reasons of its own, so the same version is named once more before older ones are.
+        A connection may end for other reasons, so the same version is tried once more before older ones.
         """
         if not self._has_repeated:
             self._has_repeated = True
@@ -147,12 +147,12 @@ class Attempts:
 
     @property
     def hung_on_probe(self) -> bool:
-        """Whether the process has read the probe and then answered nothing at all, as far as can be told."""
+        """Whether the process has read the probe and sent nothing, as far as the system reports."""
         return self.is_probing and self._asks and self.has_read
 
 
 class ServerIntroduction(msgspec.Struct, frozen=True, kw_only=True):
-    """What a backend said of itself."""
+    """A backend's description of itself."""
 
     era: Era
     version: str
@@ -162,7 +162,7 @@ class ServerIntroduction(msgspec.Struct, frozen=True, kw_only=True):
     asked: str = ""
     """The version that `initialize` named; empty in the modern era."""
     offered: tuple[str, ...] = ()
-    """The versions that the answer to `server/discover` lists or once listed; empty if that is not known."""
+    """The versions in a present or former `server/discover` result; empty if unknown."""
 
     other_era: Era | None = None
     """The era that the server may offer beside the one of this session."""
@@ -180,7 +180,7 @@ class _InitializeResult(msgspec.Struct, kw_only=True):
 
     @property
     def supported_versions(self) -> list[str]:
-        """The versions; null is none."""
+        """The versions; null counts as an empty list."""
         return self.given_versions or []
 
 
@@ -201,13 +201,13 @@ _unsupported = msgspec.json.Decoder(_Unsupported)
 async def introduce(
     conversation: Conversation, attempts: Attempts, *, probe_timeout: float, timeout: float
 ) -> ServerIntroduction:
-    """Find out the era (unless `attempts` says it) and shake hands; the conversation's hop is set accordingly.
+    """Detect the era (unless `attempts` names it) and shake hands; set the conversation's hop accordingly.
 
-    `attempts` records what is sent, for another process or connection where this one ends.
+    `attempts` records the messages sent, for another process or connection if this one ends.
 
     Raises:
         BackendUnfit: the server is not of the era that the config names.
-        BackendError: no answer in time, or none that MCP allows.
+        BackendError: no response in time, or none that MCP allows.
     """
     if attempts.era == "legacy":
         return await initialize(conversation, attempts, timeout=timeout)
@@ -231,7 +231,7 @@ async def introduce(
             return introduction
         if is_pinned:
             _raise_not_modern(conversation, waiter.outcome)
-        # The probe stays open: a server that starts slowly may answer it after all, and may then refuse `initialize`.
+        # The probe stays open: a server that starts slowly may answer it later, and may then refuse `initialize`.
         conversation.hop = legacy
         try:
             introduction = await initialize(conversation, attempts, timeout=timeout)
@@ -265,9 +265,9 @@ async def _wait(waiter: PendingRequest, timeout: float) -> None:
 
 
 def _raise_not_modern(conversation: Conversation, outcome: Outcome | None) -> NoReturn:
-    """Explain why `server/discover` was not answered as a modern server does. Raises BackendError.
+    """Explain why the response to `server/discover` was not modern. Raises BackendError.
 
-    Only a clear answer shows that the era is wrong: silence and internal errors may be over at the next start.
+    Only a clear response shows that the era is wrong: silence and internal errors may not recur at the next start.
     """
     if isinstance(outcome, BackendError):
         raise outcome
@@ -279,10 +279,10 @@ def _raise_not_modern(conversation: Conversation, outcome: Outcome | None) -> No
 
 
 def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: Attempts) -> ServerIntroduction | None:
-    """Read the answer to the probe; None means that the backend is legacy.
+    """Read the response to the probe; None means that the backend is legacy.
 
-    A server that answers the probe with something that is no valid answer is legacy too: it may refuse an unknown
-    request with any status and any page, or by closing the connection.
+    An invalid response means legacy too: a legacy server may refuse an unknown request with any status and any page, or
+    by closing the connection.
     """
     if isinstance(outcome, BackendError):
         if isinstance(outcome, (BackendProtocol, BackendExited)):
@@ -292,18 +292,18 @@ def _discovered(conversation: Conversation, outcome: Outcome | None, attempts: A
         if outcome.code not in _MODERN_ERRORS:
             return None
         offered = _offered(outcome)
-        if versions.choose_legacy(offered) is not None:  # even a modern server may offer legacy versions alone
+        if versions.choose_legacy(offered) is not None:  # even a modern server may offer only legacy versions
             attempts.offered = tuple(offered)
             attempts.narrow(offered)
             return None
-        attempts.answered(is_open=True)  # it is modern: no other process need be asked
+        attempts.answered(is_open=True)  # it is modern: no other process is needed
         raise _no_common_version(conversation, outcome.message)
     if not isinstance(outcome, Complete):
         return None
     try:
         hello = _read_hello(conversation, outcome)
     except BackendProtocol as problem:
-        log.debug("%s; it counts as legacy", problem)
+        log.debug("%s; treating it as legacy", problem)
         return None
     attempts.offered = tuple(hello.supported_versions)
     version = versions.choose_modern(hello.supported_versions)
@@ -334,7 +334,7 @@ def _no_common_version(conversation: Conversation, answer: str) -> BackendProtoc
 
 
 def _read_hello(conversation: Conversation, outcome: Complete) -> _InitializeResult:
-    # What clients are told of it must not break the parsers that refuse halves of surrogate pairs.
+    # Clients receive it, and some parsers refuse halves of surrogate pairs.
     result = surrogates.without_lone_surrogates(outcome.result)
     if result is not outcome.result:
         text = "backend %r: its introduction holds halves of surrogate pairs, served as U+FFFD"
@@ -346,7 +346,7 @@ def _read_hello(conversation: Conversation, outcome: Complete) -> _InitializeRes
 
 
 def _capabilities(hello: _InitializeResult) -> dict[str, msgspec.Raw]:
-    """What the backend declares; null and anything else that is no object count as nothing, as if left out."""
+    """The capabilities that the backend declares; null and anything else but an object count as absent."""
     try:
         declared = jsonrpc.decode_object(hello.capabilities)
     except ValueError:
@@ -357,7 +357,7 @@ def _capabilities(hello: _InitializeResult) -> dict[str, msgspec.Raw]:
 async def initialize(conversation: Conversation, attempts: Attempts, *, timeout: float) -> ServerIntroduction:
     """Carry out the legacy handshake (2025-11-25 basic/lifecycle, "Initialization" and "Version Negotiation").
 
-    A server that refuses one version is sent the next that it may know, each at most once.
+    A server that refuses one version is sent the next that it may support, each at most once.
     """
     first: Outcome | None = None
     while True:
@@ -377,7 +377,7 @@ async def initialize(conversation: Conversation, attempts: Attempts, *, timeout:
         attempts.is_due = _may_ask_again(outcome, attempts)
         if not attempts.is_due or conversation.is_closed:
             break
-        log.info("backend %r does not take %s; trying %s", conversation.backend, asked, attempts.next_version())
+        log.info("backend %r does not accept %s; trying %s", conversation.backend, asked, attempts.next_version())
     if not isinstance(outcome, Complete):
         _raise_refusal(conversation, first, pinned=attempts.pinned and attempts.era == "legacy")
     hello = _read_hello(conversation, expect_result(conversation, "initialize", outcome))
@@ -399,10 +399,9 @@ async def initialize(conversation: Conversation, attempts: Attempts, *, timeout:
 
 
 def _may_ask_again(outcome: Outcome, attempts: Attempts) -> bool:
-    """Whether `initialize` may be sent with another version; notes which versions are left.
+    """Return whether `initialize` may be sent with another version; record the versions left.
 
-    What a server lists as `data.supported` counts; without it the versions that its text names; without those any
-    older one.
+    These are the ones in `data.supported`; without it those in the error's text; without those all older ones.
     """
     failure = _refusal(outcome)
     if failure is not None:
@@ -422,7 +421,7 @@ def _may_ask_again(outcome: Outcome, attempts: Attempts) -> bool:
 
 
 def _refusal(outcome: Outcome | None) -> Failure | None:
-    """The JSON-RPC error in an outcome, or in the body of the HTTP response that it came in."""
+    """Return the JSON-RPC error in an outcome, or in the body of the HTTP response that carried it."""
     if isinstance(outcome, Failure):
         return outcome
     if not isinstance(outcome, BackendProtocol):
@@ -445,14 +444,14 @@ def _raise_refusal(conversation: Conversation, outcome: Outcome, *, pinned: bool
         if offered:
             raise _no_common_version(conversation, f"{failure.message} (it offers {', '.join(offered)[:200]})")
     expect_result(conversation, "initialize", outcome)
-    raise BackendProtocol(conversation.backend, "answered initialize with no result")
+    raise BackendProtocol(conversation.backend, "answered initialize without a result")
 
 
 def expect_result(conversation: Conversation, method: str, outcome: Outcome) -> Complete:
-    """The outcome's result.
+    """Return the outcome's result.
 
     Raises:
-        BackendError: the outcome is none.
+        BackendError: the outcome is not a result.
     """
     match outcome:
         case Complete():
@@ -463,16 +462,16 @@ def expect_result(conversation: Conversation, method: str, outcome: Outcome) -> 
         case BackendError():
             raise outcome
         case _:
-            raise BackendProtocol(conversation.backend, f"answered {method} with no complete result")
+            raise BackendProtocol(conversation.backend, f"answered {method} without a complete result")
 
 
 def change_filter(greeting: ServerIntroduction) -> dict[str, object]:
-    """The `subscriptions/listen` filter for every list that the backend says can change."""
+    """Return the `subscriptions/listen` filter for every list that the backend says can change."""
     return {f"{feature}ListChanged": True for feature in FEATURES if has_flag(greeting, feature, "listChanged")}
 
 
 def has_flag(greeting: ServerIntroduction, feature: str, name: str) -> bool:
-    """Whether the backend declares e.g. `{"resources": {"subscribe": true}}`."""
+    """Return whether the backend declares e.g. `{"resources": {"subscribe": true}}`."""
     try:
         settings = jsonrpc.decode_object(greeting.capabilities.get(feature, jsonrpc.EMPTY_OBJECT))
     except ValueError:

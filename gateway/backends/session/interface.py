@@ -1,7 +1,7 @@
-"""What every transport gives its supervisor: one opened, listed session with a backend.
+"""The interface of every transport to its supervisor: one opened, listed session with a backend.
 
-A session lives inside an `async with` of the supervisor's task and of no other. When the backend goes away, the
-session's own tasks first finish every call with an error and then end the `async with` body with that BackendError.
+A session lives inside an `async with` of the supervisor's task and of no other. When the backend exits or disconnects,
+the session's own tasks first finish every call with an error and then end the `async with` body with that BackendError.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ class Session(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Calls that were sent and have not ended."""
+        """The number of calls in flight."""
         ...
 
     @property
     def pid(self) -> int | None:
-        """The child's process id, or None where there is no child."""
+        """The child's process id, or None without a child."""
         ...
 
     @property
     def stray_output(self) -> str:
-        """What the child has written to stdout that is not MCP, for people; empty if nothing."""
+        """The child's output on stdout that is not MCP, as text for the status; empty without any."""
         ...
 
     @property
     def can_send(self) -> bool:
-        """Whether the session is open, and its transport takes more now."""
+        """Whether the session is open, and its transport accepts more now."""
         ...
 
     def send(self, pending_calls: list[PendingCall]) -> None:
-        """Send calls, in order, without waiting; only where `can_send`."""
+        """Send calls, in order, without waiting; only if `can_send`."""
         ...
 
     async def wait_writable(self) -> None:
-        """Wait until the transport can take more."""
+        """Wait until the transport accepts more."""
         ...
 
     async def relist(self, feature: str) -> Listing:
-        """Read the lists of one feature again; the listing holds these only. Raises BackendError."""
+        """Read the lists of one feature again; return a listing of only these. Raises BackendError."""
         ...
 
 
 class Opener(Protocol):
-    """Opens sessions: the seam where tests put fakes in place of transports."""
+    """Opens sessions: the interface that tests implement with fakes."""
 
     def __call__(
         self,
@@ -73,9 +73,9 @@ class Opener(Protocol):
         capabilities: msgspec.Raw | None = None,
         era: Era | None = None,
     ) -> AbstractAsyncContextManager[Session]:
-        """Connect, shake hands and list; `capabilities` are the client's, if the session serves just one.
+        """Connect, shake hands and list; `capabilities` are the client's, if the session serves only one.
 
-        `era` is that of the clients which the session is for; it is used where the server is known to offer both.
+        `era` is that of the session's clients, used if the server is known to offer both.
 
         Entering raises BackendError or OSError; the body may be ended by either, as an exception group.
         """

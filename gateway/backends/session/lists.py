@@ -1,8 +1,8 @@
-"""What a backend lists: tools, prompts, resources and templates, each read on its own.
+"""The lists of a backend: tools, prompts, resources and templates, each read independently.
 
-A list that fails costs only itself: it is empty, or has the entries of the pages that were read, and its problem is
-part of the `Listing`. Only the end of the session, and no answer to any list, fail a start. As long as a server answers
-promptly it is sent one list request at a time, since many are written for a client that does so.
+A list that fails affects only itself: it is empty, or has the entries of the pages that were read, and its problem is
+part of the `Listing`. Only the end of the session, or no response to any list, fails a start. A server that answers
+promptly is sent one list request at a time, since many are written for a client that does so.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from gateway.backends.session.handshake import ServerIntroduction
 
 MAX_PAGES: Final = 1_000
-"""Most pages of one list that are read: the cursors of a backend may never end."""
+"""Maximum pages read of one list: the cursors of a backend may never end."""
 LIST_PATIENCE: Final = 1.0
 """Seconds after which the next list is requested although the last one has not been answered."""
 LIST_SHARE: Final = 0.5
-"""Part of the time left for a start after which unanswered lists are dropped, if others were answered."""
+"""Fraction of a start's remaining time after which unanswered lists are dropped, if others were answered."""
 UNDECLARED_WAIT: Final = 5.0
-"""Seconds for the lists of a server that declares none: many servers do not answer methods that they do not know."""
+"""Seconds for the lists of a server that declares none: many servers do not answer unknown methods."""
 UNDECLARED_LINGER: Final = 1.0
 """Seconds that the other lists of such a server get once it has answered one."""
 
@@ -51,14 +51,14 @@ class _Reading:
     def __init__(self, conversation: Conversation, kind: Kind, *, timeout: float, quiet: bool) -> None:
         self.kind = kind
         self.unread: bool | None = None
-        """Whether reading the list again may help, where it was not read to its end."""
+        """Whether reading an incomplete list again may help."""
         self.failure: BackendError | None = None
         self.is_answered = False
-        """Whether the backend has answered, be it with an error."""
+        """Whether the backend has answered, if only with an error."""
         self.loop: BackendUnfit | None = None
-        """Why the list may not be served, where it holds what this gateway itself offers."""
+        """The reason not to serve a list with offers of this gateway itself."""
         self.gateways: tuple[str, ...] = ()
-        """The gateways that are behind the backend."""
+        """The gateways behind the backend."""
         self.done = trio.Event()
         self._conversation = conversation
         self._timeout = timeout
@@ -77,8 +77,8 @@ class _Reading:
                 break
             spans, cursor = page
             if cursor is not None and cursor in seen:
-                self._note(f"the cursors of {self.kind.list_method} go in a circle; the list ends there")
-                if spans != self._spans[-len(spans) :]:  # else it is the last page once more
+                self._note(f"the cursors of {self.kind.list_method} repeat; the list ends there")
+                if spans != self._spans[-len(spans) :]:  # otherwise it is the last page again
                     self._spans += spans
                 break
             self._spans += spans
@@ -96,7 +96,7 @@ class _Reading:
         outcome = await self._conversation.request(
             method, params, timeout=self._timeout, on_problem=self._problems.append
         )
-        # Of the gateway's own errors only an invalid answer is one; a refusal over HTTP is a subclass of it, and none.
+        # Of the gateway's own errors only an invalid response counts; a refusal over HTTP, a subclass of it, does not.
         self.is_answered |= not isinstance(outcome, BackendError) or type(outcome) is BackendProtocol
         try:
             members = jsonrpc.decode_object(expect_result(self._conversation, method, outcome).result)
@@ -105,12 +105,12 @@ class _Reading:
             self.fail(problem, again=not is_unknown, expected=is_unknown and self.kind is Kind.TEMPLATES)
             return None
         except ValueError:
-            text = f"answered {method} with a result that is no object"
+            text = f"answered {method} with a result that is not an object"
             self.fail(BackendProtocol(self._conversation.backend, text), again=False)
             return None
         self.gateways, above = gateways_in_meta(members), self._conversation.hop.gateways
-        if not set(self.gateways).isdisjoint(above):  # its list would hold this gateway's own tools, and grow for ever
-            text = f"offers what this gateway offers ({' -> '.join((*above, *self.gateways))})"
+        if not set(self.gateways).isdisjoint(above):  # its list would hold this gateway's own tools, and grow forever
+            text = f"lists this gateway's own catalog ({' -> '.join((*above, *self.gateways))})"
             self.loop = BackendUnfit(
                 self._conversation.backend, f"{text}; remove this server here, or the gateway there"
             )
@@ -118,7 +118,7 @@ class _Reading:
             return None
         self._hints.append(read_hint(members))
         span = bytes(members.get(member, b""))
-        if span in {b"", b"null"}:  # how some languages write an empty list
+        if span in {b"", b"null"}:  # some languages write an empty list so
             self._note(f"answered {method} without {member!r}; it counts as an empty list")
             span = b"[]"
         try:
@@ -133,7 +133,7 @@ class _Reading:
         try:
             return entries, jsonrpc.decode_string(cursor)
         except ValueError:
-            self._note(f"answered {method} with a nextCursor that is no string; the list ends there")
+            self._note(f"answered {method} with a nextCursor that is not a string; the list ends there")
             return entries, None
 
     def _note(self, problem: str) -> None:
@@ -141,7 +141,7 @@ class _Reading:
             self._problems.append(problem)
 
     def fail(self, problem: BackendError, *, again: bool, expected: bool = False) -> None:
-        """Note that the list cannot be read, or not to its end; `again`: another try may help."""
+        """Note that the list cannot be read, or not to its end; `again` says that a retry may help."""
         self.failure = problem
         self.unread = again
         if self._spans:
@@ -164,12 +164,12 @@ class _Reading:
 
 
 async def list_all(conversation: Conversation, greeting: ServerIntroduction, *, timeout: float) -> Listing:
-    """Read every list that the backend declares; one that declares none is asked once for each.
+    """Read every list that the backend declares, or try each once if it declares none.
 
     Errors of undeclared lists mean that there is no such list. Problems are logged, and kept in the listing.
 
     Raises:
-        BackendError: the session has ended, or no list that the backend declares was answered in time.
+        BackendError: the session has ended, or no declared list was answered in time.
     """
     declared = [feature for feature in FEATURES if declares(greeting.capabilities, (feature,))]
     wanted = [feature for feature in FEATURES if feature in greeting.capabilities] if declared else FEATURES
@@ -204,7 +204,7 @@ async def list_all(conversation: Conversation, greeting: ServerIntroduction, *, 
 
 
 async def _read_all(readings: list[_Reading], patience: float, least: float, linger: float) -> None:
-    """Read lists, each `patience` seconds after the one before at the latest.
+    """Read lists, each at most `patience` seconds after the previous one.
 
     They get `least` seconds in all, then until one of them is answered, and then `linger` seconds more.
     """
@@ -259,7 +259,7 @@ def _collect(readings: Collection[_Reading]) -> Listing:
 
 
 def _raise_if_gone(conversation: Conversation, readings: Iterable[_Reading]) -> None:
-    """Raise what ended the session, if it has ended."""
+    """Raise the cause of the session's end, if it has ended."""
     for reading in readings:
         if conversation.is_closed and reading.failure is not None:
             raise reading.failure

@@ -1,8 +1,8 @@
-"""Whose is it? What a backend says or asks, without saying for which client, is brought to the right one or to none.
+"""Route server-initiated messages to the client they belong to.
 
-A message that came on a call's own stream belongs to that call. On a shared pipe it belongs to the only client that has
-a call in flight there; where there are several, or none, a request is refused with an error that says which option
-helps, and a log line goes to the gateway's own log. Nothing ever reaches a client that may not be meant.
+A message on a call's own stream belongs to that call. On a shared pipe it belongs to the only client that has a call in
+flight there; if there are several, or none, a request is refused with an error that names the option to set, and a log
+message goes to the gateway's own log. No message reaches a client that it may not be meant for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
 
 MAX_OPEN: Final = 1_024
-"""Requests of one backend session that clients have not answered."""
+"""Unanswered requests of one backend session."""
 MAX_ELICITED: Final = 1_000
 """URL elicitations whose client is remembered; the oldest is forgotten."""
 
@@ -35,7 +35,7 @@ log = logging.getLogger("gateway.backend")
 
 
 class ServerRequestRouter:
-    """The requests that one backend session has sent to clients and that are not answered yet."""
+    """The unanswered requests of one backend session to clients."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ServerRequestRouter:
         self._open: dict[jsonrpc.Id, tuple[ServerRequest, PendingCall]] = {}
 
     def owner(self, pending: PendingCall | None) -> PendingCall | None:
-        """The call that a message belongs to: the one on whose stream it came, else the latest of the only client."""
+        """Return the call that a message belongs to: the one of its stream, else the latest of the only client."""
         if pending is not None:
             return pending
         latest: PendingCall | None = None
@@ -64,7 +64,7 @@ class ServerRequestRouter:
         return latest
 
     def request(self, message: jsonrpc.Message, pending: PendingCall | None) -> None:
-        """Take in a request of the backend."""
+        """Handle a request of the backend."""
         request_id, method = message.id, message.method
         if not isinstance(request_id, int | str) or not isinstance(method, str):
             return
@@ -83,7 +83,7 @@ class ServerRequestRouter:
         if owner is None:
             in_flight = len(self._calls())
             text = (
-                f"{method} has no client to go to: {in_flight} calls are in flight here, and nothing says whose it is;"
+                f"{method} has no client to go to: {in_flight} calls are in flight here, and it does not name one;"
                 f" give server {self._backend!r} the option session: client (or call)"
                 if in_flight
                 else f"{method} {NO_CALL}"
@@ -121,11 +121,11 @@ class ServerRequestRouter:
                 self._post(jsonrpc.response(request_id, reply) + b"\n")
 
         def report_progress(progress: dict[str, msgspec.Raw]) -> None:
-            if self._open:  # else the session is over, or has nothing that this could be about
+            if self._open:  # else the session is over, or has no calls that this could be about
                 self._post(jsonrpc.notification("notifications/progress", jsonrpc.encode(progress)) + b"\n")
 
         if "elicitationId" in params and (key := owner.call.caller.session) is not None:
-            # The client's call may be over when the server says that the URL has been dealt with.
+            # The client's call may be over when the server reports that the URL flow is complete.
             with contextlib.suppress(ValueError):
                 self._elicited[jsonrpc.decode_string(params["elicitationId"])] = key
                 if len(self._elicited) > MAX_ELICITED:
@@ -138,7 +138,7 @@ class ServerRequestRouter:
         owner.ask(ask)
 
     def cancelled(self, params: msgspec.Raw) -> None:
-        """Take in the backend's `notifications/cancelled`: it needs no answer to a request of its own."""
+        """Handle the backend's `notifications/cancelled`: it needs no answer to a request of its own."""
         try:
             request_id = jsonrpc.decode_id(jsonrpc.decode_object(params)["requestId"])
         except (KeyError, ValueError):
@@ -149,11 +149,11 @@ class ServerRequestRouter:
             owner.withdraw_ask(ask)
 
     def close(self) -> None:
-        """Forget what is open: the session is over, and where it wrote somebody else may be read by now."""
+        """Forget open requests: the session is over, and another client may read at its old place by now."""
         self._open.clear()
 
     def completed(self, params: msgspec.Raw) -> None:
-        """Take in `notifications/elicitation/complete`: only the client that was shown the URL gets it."""
+        """Handle `notifications/elicitation/complete`: only the client that was shown the URL receives it."""
         try:
             members = jsonrpc.decode_object(params)
             key = self._elicited.pop(jsonrpc.decode_string(members["elicitationId"]), None)
@@ -164,7 +164,7 @@ class ServerRequestRouter:
             self._for_client(key, "notifications/elicitation/complete", members)
 
     def vendor(self, method: str, params: msgspec.Raw, pending: PendingCall | None) -> None:
-        """Take in a notification that MCP does not know: the client that it can only be for gets it as it is."""
+        """Handle an unknown notification: pass it unchanged to the only client that it can be for."""
         owner = self.owner(pending)
         try:
             members = jsonrpc.decode_object(params)
@@ -172,12 +172,12 @@ class ServerRequestRouter:
             return
         meta.drop_nulls(method, members)
         if owner is None:
-            log.debug("backend %r sent %s, for nobody in particular", self._backend, method)
+            log.debug("backend %r sent %s, which belongs to no client", self._backend, method)
         else:
             owner.notify(Notification(method, members))
 
     def message(self, params: msgspec.Raw, pending: PendingCall | None) -> None:
-        """Take in a log line: its client gets it, if there is exactly one that it can be for."""
+        """Handle a log message: pass it to the only client that it can be for, if there is exactly one."""
         owner = self.owner(pending)
         try:
             members = jsonrpc.decode_object(params)

@@ -1,8 +1,8 @@
-"""Keeps one backend session as clients want it: log level and resource subscriptions, in either era.
+"""Keeps the log level and resource subscriptions of one backend session as clients want them, in either era.
 
 A legacy backend gets `logging/setLevel`, `resources/subscribe` and `resources/unsubscribe`. A modern one gets the level
 with each request, and the subscriptions as the filter of one `subscriptions/listen` that stays open (2026-07-28
-basic/patterns/subscriptions). What was sent is part of the session, so that a new session is sent everything again.
+basic/patterns/subscriptions). The state sent is part of the session, so a new session is sent everything again.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from gateway.calls import Outcome
 
 RELISTEN_DELAY: Final = 5.0
-"""Seconds until a `subscriptions/listen` that has ended is opened again; polling faster would be a storm."""
+"""Seconds until a `subscriptions/listen` that has ended is opened again: faster polling would flood the backend."""
 LONGEST_DELAY: Final = 300.0
-"""Seconds between two attempts at a backend that ends it again and again."""
+"""Maximum seconds between two attempts at a backend that keeps ending it."""
 SOUND_AFTER: Final = 30.0
 """Seconds that it must stay open for the delay to be reset."""
 ACKNOWLEDGED_WITHIN: Final = 5.0
-"""Seconds that an old request stays open for the acknowledgement of the new one that takes its place."""
+"""Seconds that an old request stays open for the acknowledgement of its replacement."""
 
 log = logging.getLogger("gateway.backend")
 
 
 class DesiredState(msgspec.Struct, frozen=True):
-    """What one backend's session should be set to."""
+    """The desired state of one backend's session."""
 
     log_level: str | None = None
     uris: frozenset[str] = frozenset()
 
 
 class SessionReconciler:
-    """One session's settings: what is wished, and what has been told."""
+    """One session's state: as desired, and as sent."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class SessionReconciler:
     ) -> None:
         self.wishes = DesiredState()
         self.changed = trio.Event()
-        """Set when the wishes are others; who acts on them puts a new event in its place."""
+        """Set when the desired state has changed; the reader replaces the event."""
         self._conversation = conversation
         self._listener = listener
         self._timeout = timeout
@@ -65,7 +65,7 @@ class SessionReconciler:
         self._uris: set[str] = set()
 
     def set_desired(self, wishes: DesiredState) -> None:
-        """Have the session brought in line with these wishes."""
+        """Set the desired state of the session."""
         if wishes != self.wishes:
             self.wishes = wishes
             self.changed.set()
@@ -75,26 +75,26 @@ class SessionReconciler:
         self._uris.add(uri)
 
     def pass_on(self, method: str, params: msgspec.Raw) -> None:
-        """Hand on what a client of this session says on its own, as it is: the modern era has no such notifications."""
+        """Pass on a client's notification unchanged; the modern era has no such notifications."""
         if self._conversation.hop.era is Era.LEGACY:
             self._conversation.pass_on(method, params)
 
     async def ping(self, *, timeout: float) -> Outcome:
-        """Ask whether the backend lives; an error is an answer too, silence is `BackendTooSlow`.
+        """Ping the backend; an error is an answer too, silence is `BackendTooSlow`.
 
-        2026-07-28 has no `ping` any more; there every server answers `server/discover`.
+        2026-07-28 has no `ping`; there every server answers `server/discover`.
         """
         method = "ping" if self._conversation.hop.era is Era.LEGACY else "server/discover"
         return await self._conversation.request(method, timeout=timeout)
 
     def forget(self) -> None:
-        """Begin anew: the backend has forgotten the session and with it all that it was told."""
+        """Start over: the backend has lost the session, and its state."""
         self._level = None
         self._uris.clear()
         self.changed.set()
 
     async def run(self, greeting: ServerIntroduction) -> None:
-        """Keep the session as wished, until cancelled or until a modern backend says that it serves no listen."""
+        """Keep the session as desired, until cancelled or until a modern backend serves no listen."""
         if greeting.era is Era.MODERN:
             await self._keep_listening(greeting)
             return
@@ -108,7 +108,7 @@ class SessionReconciler:
             for uri in sorted(self._uris - wishes.uris):
                 self._uris.discard(uri)
                 await self._send_changes("resources/unsubscribe", {"uri": uri})
-                if uri in self._uris:  # by a client's own request meanwhile; over HTTP either may have come first
+                if uri in self._uris:  # by a client's own request meanwhile; over HTTP either may have arrived first
                     self._uris.discard(uri)
                     self.changed.set()
             for uri in sorted(wishes.uris - self._uris):
@@ -121,9 +121,9 @@ class SessionReconciler:
             log.warning("backend %r did not accept %s: %s", self._conversation.backend, method, outcome)
 
     async def _keep_listening(self, greeting: ServerIntroduction) -> None:
-        """Keep one `subscriptions/listen` open where lists can change or clients watch resources.
+        """Keep one `subscriptions/listen` open while lists can change or clients watch resources.
 
-        Whenever it ends, everything counts as changed, since no notice is repeated that was sent meanwhile.
+        Whenever it ends, everything counts as changed, since missed notifications are not repeated.
         """
         delay = self._relisten_delay
         while True:
@@ -148,7 +148,7 @@ class SessionReconciler:
     async def _listen(self, greeting: ServerIntroduction) -> Outcome | None:
         """Keep a request open until the backend ends it.
 
-        Its filter cannot be changed: another request takes its place, and the old one ends when the new one is
+        Its filter cannot be changed: another request replaces it, and the old one ends when the new one is
         acknowledged, so that nothing is missed between them.
         """
         conversation = self._conversation
@@ -172,7 +172,7 @@ class SessionReconciler:
         return waiter.outcome
 
     def _filter(self, greeting: ServerIntroduction) -> dict[str, object]:
-        """Ask for every list that can change, and for the resources that clients watch."""
+        """Return the filter for every list that can change, and for the resources that clients watch."""
         features = change_filter(greeting)
         if self.wishes.uris and has_flag(greeting, "resources", "subscribe"):
             features["resourceSubscriptions"] = sorted(self.wishes.uris)

@@ -1,9 +1,9 @@
-"""Drives the tasks of one backend session: a tool that is only done as a task works like any other.
+"""Drives the tasks of one backend session: a tool that runs only as a task works like any other.
 
-The call that began a task stays under way until the task has ended: it is asked about with `tasks/get`, what it wants
-from the client goes to that client, a cancelled call becomes `tasks/cancel`. Works through the conversation, so for
-every transport. Owned by the session, which runs `run`; each driven call is a task of its nursery and ends with its
-pending call, whose deadline bounds every wait.
+A call that began a task stays in flight until the task has ended: the driver polls it with `tasks/get`, passes its
+requests to the client, and turns a cancellation into `tasks/cancel`. It works through the conversation, so for every
+transport. Owned by the session, which runs `run`; each driven call is a task of its nursery and ends with its pending
+call, whose deadline bounds every wait.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
 
 POLL_TIMEOUT: Final = 30.0
-"""Seconds for the answer to `tasks/get`, which must come at once whatever the task does."""
+"""Seconds for the response to `tasks/get`, which must not depend on the task's progress."""
 CANCEL_TIMEOUT: Final = 5.0
-"""Seconds for the answer to `tasks/cancel`; nobody waits for it but our own bookkeeping."""
+"""Seconds for the response to `tasks/cancel`, which only our own bookkeeping needs."""
 MAX_ORPHANS: Final = 64
-"""Calls that were given up before their task had an id, remembered so that the task can be cancelled when it has."""
+"""Calls cancelled before their task had an id, remembered so that the task can be cancelled when it has one."""
 MAX_JOBS: Final = 1_024
-"""Driven calls and cancels that may wait to be begun; calls in flight are bounded by `max_concurrency` anyway."""
+"""Queued starts of drivers and cancellations; calls in flight are bounded by `max_concurrency` anyway."""
 MAX_KNOWN: Final = 1_024
-"""Tools of a modern server remembered as done only as tasks."""
+"""Tools of a modern server remembered as running only as tasks."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -56,7 +56,7 @@ class RequestSender(Protocol):
         ...
 
     def end(self, request_id: int, *, reason: str | None = None) -> None:
-        """Stop waiting for an answer; with a reason, the backend is told to cancel."""
+        """Stop waiting for a response; with a reason, tell the backend to cancel."""
         ...
 
 
@@ -67,7 +67,7 @@ class _Driven:
         self._scope = scope
 
     def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
-        """End the task that drives the call, which then tells the backend."""
+        """End the driver of the call, which then notifies the backend."""
         del request_id, pending
         self._scope.cancel(reason=reason)
 
@@ -85,23 +85,23 @@ class TaskDriver:
         self._known: dict[str, None] = {}
         self._send, self._receive = trio.open_memory_channel["Callable[[], Awaitable[object]]"](MAX_JOBS)
 
-    # What the conversation calls; none of it waits.
+    # Called by the conversation; none of it waits.
 
     def needs_task(self, pending: PendingCall) -> bool:
-        """Whether a modern server must get this call as one that may become a task, though its tool does not say so."""
+        """Return whether a modern server needs this call as a possible task, though its tool is not marked so."""
         if pending.call.method != "tools/call":
             return False
         # A client may declare the extension although the gateway does not; its call may then become a task too.
         return tasks.EXTENSION.encode() in bytes(pending.call.caller.capabilities) or pending.own_name in self._known
 
     def orphan(self, request_id: int) -> None:
-        """Note that a call was given up before it was known which task it is (only `tasks/cancel` may cancel it)."""
+        """Note that a call was cancelled before its task was known (only `tasks/cancel` may cancel that)."""
         while len(self._orphans) >= MAX_ORPHANS:
             del self._orphans[next(iter(self._orphans))]
         self._orphans[request_id] = None
 
     def adopt(self, request_id: int, pending: PendingCall | None, result: msgspec.Raw) -> bool:
-        """Take over a call whose answer is a task; False if the answer is the call's own result."""
+        """Take over a call whose response is a task; return False if the response is the call's own result."""
         if pending is None:
             if request_id not in self._orphans:
                 return False
@@ -118,11 +118,11 @@ class TaskDriver:
         scope = trio.CancelScope()
         pending.sent(_Driven(scope), request_id, as_task=True, task_id=state.taskId)
         if not self._begin(partial(self._drive, request_id, pending, state, scope)):
-            self._end(request_id, BackendUnavailable(self._conversation.backend, "has too many tasks under way"))
+            self._end(request_id, BackendUnavailable(self._conversation.backend, "has too many tasks in progress"))
         return True
 
     def wants(self, pending: PendingCall, outcome: Outcome) -> bool:
-        """Whether a modern backend refused a call that it would do as a task; then it is to be sent again."""
+        """Return whether a modern backend refused a call for not being a task; then it is to be sent again."""
         if (
             pending.as_task
             or pending.over
@@ -136,7 +136,7 @@ class TaskDriver:
         return True
 
     def owner(self, params: msgspec.Raw) -> PendingCall | None:
-        """The call whose task a message belongs to."""
+        """Return the call whose task a message belongs to."""
         if not self.driven or b"related-task" not in bytes(params):
             return None
         try:
@@ -149,10 +149,10 @@ class TaskDriver:
         for request_id in list(self.driven):
             self._end(request_id, problem)
 
-    # The driving.
+    # The driver.
 
     async def run(self) -> None:
-        """Begin what is to be done, until cancelled."""
+        """Start queued drivers and cancellations, until cancelled."""
         async with trio.open_nursery() as nursery:
             async for job in self._receive:
                 nursery.start_soon(job)
@@ -180,10 +180,10 @@ class TaskDriver:
             outcome = await poll(pending, state)
         if pending.over or isinstance(outcome, GatewayError):
             self._begin(partial(self._cancel, state.taskId, pending))
-        self._end(request_id, outcome or BackendProtocol(backend, "was told to cancel the task of this call"))
+        self._end(request_id, outcome or BackendProtocol(backend, "was asked to cancel the task of this call"))
 
     async def _poll_legacy(self, pending: PendingCall, state: tasks.State) -> Outcome:
-        """Wait until the task has ended or wants something: then `tasks/result` waits, and carries what it asks."""
+        """Wait until the task ends or needs input: then `tasks/result` waits, and carries its requests."""
         while state.status == "working":
             await trio.sleep(state.pause)
             fetched = await self._fetch_status(pending)
@@ -196,7 +196,7 @@ class TaskDriver:
         return outcome
 
     async def _poll_modern(self, pending: PendingCall, state: tasks.State) -> Outcome:
-        """Ask about the task until it has ended, and give it what it wants from the client."""
+        """Poll the task until it has ended, and give it the client's input."""
         answered: set[str] = set()
         if state.status == "working":
             await trio.sleep(state.pause)
@@ -221,16 +221,16 @@ class TaskDriver:
             if not isinstance(outcome, Complete):
                 return outcome
             state = tasks.read_state(outcome.result)
-            return state or BackendProtocol(self._conversation.backend, "answered tasks/get with no task")
+            return state or BackendProtocol(self._conversation.backend, "answered tasks/get without a task")
         return BackendTooSlow(self._conversation.backend, f"did not answer tasks/get within {POLL_TIMEOUT:g} s")
 
     async def _request(self, pending: PendingCall, method: str, **params: object) -> Outcome:
-        """Send a request about a call's task, and wait as long as the call may."""
+        """Send a request about a call's task, and wait until the call's deadline."""
         conversation = self._conversation
         request_id, waiter = conversation.begin(method, {"taskId": pending.task_id, **params}, pending=pending)
         try:
             while waiter.outcome is None and trio.current_time() < pending.deadline:
-                with trio.move_on_at(pending.deadline):  # which moves on while the client is asked
+                with trio.move_on_at(pending.deadline):  # which is extended while the client is asked
                     await waiter.event.wait()
         finally:
             conversation.end(request_id, reason=None if waiter.outcome else "the call is over")
@@ -261,7 +261,7 @@ class TaskDriver:
             method = one.method
             request = ServerRequest(method, one.params, taker(key, method))
             if method not in CAPABILITY:
-                request.refuse(jsonrpc.METHOD_NOT_FOUND, f"{method!r} is no input request")
+                request.refuse(jsonrpc.METHOD_NOT_FOUND, f"{method!r} is not an input request")
                 continue
             missing = asks.missing_capability(caller, method, one.params)
             if missing is not None:
@@ -279,7 +279,7 @@ class TaskDriver:
             with trio.move_on_at(pending.deadline):
                 await changed.wait()
         if refused:
-            self._begin(partial(self._cancel, pending.task_id, pending))  # it waits for what it will not get
+            self._begin(partial(self._cancel, pending.task_id, pending))  # it waits for an answer that will not come
             return refused[0]
         if not changed.is_set():
             return BackendProtocol(self._conversation.backend, "asked for input that the client did not give in time")
@@ -287,7 +287,7 @@ class TaskDriver:
         return None if isinstance(outcome, Complete) else outcome
 
     async def _cancel(self, task_id: str, pending: PendingCall | None) -> None:
-        """Tell the backend that nobody waits for a task; that it has ended already is no news."""
+        """Cancel a task at the backend; an error because it has already ended is ignored."""
         with trio.move_on_after(CANCEL_TIMEOUT):
             request_id, waiter = self._conversation.begin("tasks/cancel", {"taskId": task_id}, pending=pending)
             try:

@@ -67,7 +67,7 @@ async def test_a_busy_backends_error_states_the_retry_delay() -> None:
 
     server.on["tools/call"] = busy
     async with open_peer(server) as peer, open_session(peer.url) as session:
-        assert str(await call(session)).endswith("HTTP 429 and text/plain, which is no MCP; it asks to retry in 1.5 s")
+        assert str(await call(session)).endswith("HTTP 429 and text/plain, not MCP; it asks to retry in 1.5 s")
 
 
 def in_seconds(seconds: float) -> str:

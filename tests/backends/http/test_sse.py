@@ -220,7 +220,7 @@ async def test_the_modern_era_is_not_possible() -> None:
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        ((200, b"<html>", "text/html"), "HTTP 200 and text/html, which is no event stream"),
+        ((200, b"<html>", "text/html"), "HTTP 200 and text/html, not an event stream"),
         ((401, b"", "text/html"), "HTTP 401"),
     ],
 )

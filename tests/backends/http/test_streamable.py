@@ -420,14 +420,14 @@ async def no_response(request: Request, reply: Reply) -> None:
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        (page(200), BackendProtocol, "HTTP 200 and text/html, which is no MCP"),
+        (page(200), BackendProtocol, "HTTP 200 and text/html, not MCP"),
         (page(500), BackendProtocol, "HTTP 500 and text/html"),
         (page(401), BackendProtocol, "wants authorization (HTTP 401)"),
         (page(403), BackendProtocol, "HTTP 403"),
-        (page(200, "application/json"), BackendProtocol, "no answer to it"),
-        (json_body([]), BackendProtocol, "no answer to it"),
+        (page(200, "application/json"), BackendProtocol, "without a response to it"),
+        (json_body([]), BackendProtocol, "without a response to it"),
         (json_body({"jsonrpc": "2.0", "id": "ID", "result": 5}), BackendProtocol, "no object"),
-        (json_body({"jsonrpc": "2.0", "id": 4711, "result": {}}), BackendProtocol, "no answer to it"),
+        (json_body({"jsonrpc": "2.0", "id": 4711, "result": {}}), BackendProtocol, "without a response to it"),
         (accepted, BackendProtocol, "without answering"),
         (huge, BackendProtocol, "max_line_bytes"),
         (huge_chunked, BackendProtocol, "max_line_bytes"),

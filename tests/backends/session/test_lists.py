@@ -34,7 +34,7 @@ FAILURES: dict[str, tuple[Any, bool | None, str]] = {
     "object": ({"$": {}}, False, "without a valid '$' array"),
     "string": ({"$": "none"}, False, "without a valid '$' array"),
     "number": ({"$": 0}, False, "without a valid '$' array"),
-    "not an object": (NO_OBJECT, True, "with a result that is no object"),
+    "not an object": (NO_OBJECT, True, "with a result that is not an object"),
     "no JSON": (SPOILED, True, "not valid JSON"),
     "silence": (None, True, "did not answer"),
 }
@@ -163,7 +163,7 @@ async def test_an_odd_cursor_ends_the_list(cursor: Any, kind: Kind, autojump_clo
     listing = await list_everything(script)
     assert names_of(listing) == {other: ["a"] if other is kind else ["good"] for other in Kind}
     assert listing.warnings == (
-        f"answered {kind.list_method} with a nextCursor that is no string; the list ends there",
+        f"answered {kind.list_method} with a nextCursor that is not a string; the list ends there",
     )
     assert listing.unread == {}
 
@@ -185,7 +185,7 @@ async def test_cursors_in_a_circle_end(names: Any, served: list[str], autojump_c
     pages = [{"$": entries(Kind.TOOLS, *each), "nextCursor": ""} for each in names]
     listing = await list_everything(make_script({Kind.TOOLS: pages}))
     assert names_of(listing)[Kind.TOOLS] == served
-    assert listing.warnings == ("the cursors of tools/list go in a circle; the list ends there",)
+    assert listing.warnings == ("the cursors of tools/list repeat; the list ends there",)
 
 
 async def test_cursors_without_end_end(autojump_clock: MockClock) -> None:

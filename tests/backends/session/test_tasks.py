@@ -161,7 +161,7 @@ async def test_the_calls_deadline_holds_for_its_task(autojump_clock: MockClock) 
     ("answers", "expected", "cancelled"),
     [
         ({"tasks/get": {"code": 7, "message": "no"}}, Failure(7, "no", None, Era.LEGACY), False),
-        ({"tasks/get": {"x": 1}}, BackendProtocol("b", "answered tasks/get with no task"), True),
+        ({"tasks/get": {"x": 1}}, BackendProtocol("b", "answered tasks/get without a task"), True),
         ({"tasks/get": None}, BackendTooSlow("b", "did not answer tasks/get within 30 s"), True),
         (
             {"tasks/get": legacy("failed"), "tasks/result": {"code": 7, "message": "no", "data": [1]}},

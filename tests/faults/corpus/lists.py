@@ -72,7 +72,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "rules": [rule("tools/list", result(tools=[tool("t")], nextCursor=8))],
         "tools": ["t"],
         "prompts": ["p"],
-        "warnings": ["answered tools/list with a nextCursor that is no string; the list ends there"],
+        "warnings": ["answered tools/list with a nextCursor that is not a string; the list ends there"],
     },
     "second_page": {
         "rules": [FIRST_PAGE, rule("tools/list", error(-32603, "no page 2"))],
