@@ -1,7 +1,7 @@
-"""What a server may ask a client: which capability each request needs, and how it is spelled in each era.
+"""Server requests: the capability that each one needs, and its form in each era.
 
 Sampling, elicitation and roots are requests in the legacy era and `inputRequests` in the modern one (2026-07-28
-basic/patterns/mrtr). A client is only ever asked what it has declared that it can do.
+basic/patterns/mrtr). A client gets only requests whose capability it has declared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOTS: Final = "roots/list"
 _UNSAFE_SCHEMES: Final = frozenset({
     "about", "blob", "chrome", "data", "file", "filesystem", "javascript", "vbscript", "view-source",
 })  # fmt: skip
-"""Schemes of what is no place on the web: a client that opens one runs the server's code, or reads its own files."""
+"""Schemes that are not on the web: a client that opens one runs the server's code, or reads its own files."""
 
 _RESULT: Final = jsonrpc.Names("inputRequests", "requestState", "resultType")
 _REQUEST: Final = jsonrpc.Names("method", "params")
@@ -39,7 +39,7 @@ _ELICITED: Final = jsonrpc.Names("mode", "url", "elicitationId", "_meta")
 _UNCLEAR: Final = "a member of an elicitation appears twice or differs from one of MCP only in case"
 
 _FIRST_IN: Final = {"elicitation": "2025-06-18"}
-"""Capabilities that the first revision had not; modes of elicitation and tools in sampling came with 2025-11-25."""
+"""Capabilities that the first revision lacks; modes of elicitation and tools in sampling came with 2025-11-25."""
 
 BRIDGEABLE: Final = jsonrpc.raw({
     "roots": {"listChanged": True},
@@ -47,16 +47,16 @@ BRIDGEABLE: Final = jsonrpc.raw({
     "elicitation": {"form": {}, "url": {}},
     "extensions": {APPS: {"mimeTypes": ["text/html;profile=mcp-app"]}},
 })
-"""What the gateway declares to a backend whose session serves clients that are not known yet.
+"""The capabilities declared to a backend whose session serves clients that are not known yet.
 
-A server may list tools with pages only where MCP Apps is declared; a client that does not show pages ignores them.
+A server may list tools with pages only if MCP Apps is declared; a client that does not show pages ignores them.
 """
 
 
 def missing_capability(caller: Caller, method: str, params: dict[str, msgspec.Raw]) -> str | None:
-    """Name the capability that this client would need to be asked this, if it has not declared it.
+    """Return the capability that this request needs, if the client has not declared it.
 
-    What is newer than its protocol version no client has, whatever it declares.
+    A capability newer than the client's protocol version counts as missing, even if declared.
     """
     name = CAPABILITY[method]
     if caller.version < _FIRST_IN.get(name, ""):
@@ -80,13 +80,13 @@ def missing_capability(caller: Caller, method: str, params: dict[str, msgspec.Ra
 
 
 def shows_apps(caller: Caller) -> bool:
-    """Whether the client has declared that it shows the pages of tools (MCP Apps)."""
+    """Return whether the client has declared that it shows the pages of tools (MCP Apps)."""
     declared = blocks.read(caller.capabilities) or {}
     return blocks.read((blocks.read(declared.get("extensions")) or {}).get(APPS)) is not None
 
 
 def elicitation_mode(params: dict[str, msgspec.Raw]) -> str:
-    """`form` or `url`; form where none is given."""
+    """Return `form` or `url`; form by default."""
     try:
         return jsonrpc.decode_string(params["mode"])
     except (KeyError, ValueError):
@@ -94,11 +94,11 @@ def elicitation_mode(params: dict[str, msgspec.Raw]) -> str:
 
 
 def unsafe_url(params: dict[str, msgspec.Raw]) -> str | None:
-    """Why no client may be shown the URL that it is to visit; None if it may (client/elicitation, "Safe URL Handling").
+    """Return the reason not to show this URL to any client, or None (client/elicitation, "Safe URL Handling").
 
-    It may hold no name or password, nor have a scheme that runs something or reads a file. Read as browsers
-    read it: without white space, and with the slashes of an address given or not. The URL itself is not in the reason.
-    Nor may it be spelled twice, since the client may open the other one.
+    It must not contain a name or password, nor have a scheme that runs something or reads a file. It is read as by
+    browsers: without white space, and with or without the slashes of an address. The reason does not repeat the URL.
+    Nor may there be two spellings of the member, since the client may open the other one.
     """
     if _ELICITED.second_spelling(jsonrpc.encode(params)) is not None:
         return _UNCLEAR
@@ -115,18 +115,18 @@ def unsafe_url(params: dict[str, msgspec.Raw]) -> str | None:
 
 
 def unsafe_elicitation(result: bytes) -> str | None:
-    """Why an `input_required` result must not reach a client; None if it may, as far as its URLs go."""
+    """Return the reason to withhold an `input_required` result from the client because of its URLs, or None."""
     try:
         wanted = (read_input_required(result).wanted or {}).values()
     except ValueError:
-        return None  # no form that anybody knows: nothing in there will be visited
+        return None  # an unknown form: its URLs will not be visited
     if any(one.method == ELICITATION for one in wanted) and _is_unclear_required(result):
         return _UNCLEAR
     return next((why for one in wanted if one.method == ELICITATION and (why := unsafe_url(one.params))), None)
 
 
 def unsafe_refusal(failure: Failure) -> str | None:
-    """Why the data of a -32042 must not reach a client, of any era; None if it may, or is another error."""
+    """Return the reason to withhold the data of a -32042 from clients of any era, or None."""
     if failure.code != URL_ELICITATION_REQUIRED:
         return None
     wanted = _elicitations(failure)
@@ -136,7 +136,7 @@ def unsafe_refusal(failure: Failure) -> str | None:
 
 
 def _is_unclear_required(result: bytes) -> bool:
-    """Whether a client may read other elicitations in an `input_required` result than the gateway does."""
+    """Return whether a client may read other elicitations in an `input_required` result than the gateway does."""
     requests = blocks.read(msgspec.Raw(result)) or {}
     if _RESULT.second_spelling(result) or _ONCE.second_spelling(requests.get("inputRequests", jsonrpc.EMPTY_OBJECT)):
         return True
@@ -173,7 +173,7 @@ class InputRequest(msgspec.Struct):
 
 
 class InputRequiredBody(msgspec.Struct):
-    """What the gateway reads of an `input_required` result; null is absence."""
+    """The members of an `input_required` result that the gateway reads; null counts as absent."""
 
     wanted: dict[str, InputRequest] | None = msgspec.field(name="inputRequests", default=None)
     state: msgspec.Raw = msgspec.field(name="requestState", default=jsonrpc.NULL)
@@ -183,7 +183,7 @@ _input_required = msgspec.json.Decoder(InputRequiredBody)
 
 
 def read_input_required(result: bytes) -> InputRequiredBody:
-    """Read an `input_required` result; ValueError if it has not the form that MCP gives it."""
+    """Read an `input_required` result. Raises ValueError if it has not the form that MCP defines."""
     try:
         return jsonrpc.read(_input_required, result)
     except jsonrpc.UNDECODABLE as exc:
@@ -191,10 +191,10 @@ def read_input_required(result: bytes) -> InputRequiredBody:
 
 
 def for_version(method: str, params: dict[str, msgspec.Raw], version: str) -> dict[str, msgspec.Raw]:
-    """A request as a client of this version can read it: newer forms of content and of choices in older ones.
+    """Convert a request for a client of this version: newer forms of content and of choices become older ones.
 
     Raises:
-        ValueError: it asks for something that this version has no form for, or that no client may be shown.
+        ValueError: this version has no form for it, or no client may be shown it.
     """
     if method == ELICITATION and (unsafe := unsafe_url(params)) is not None:
         raise ValueError(unsafe)
@@ -212,7 +212,7 @@ def for_version(method: str, params: dict[str, msgspec.Raw], version: str) -> di
 
 
 def _split_messages(params: dict[str, msgspec.Raw]) -> None:
-    """Before 2025-11-25 a message held one block; one that holds several becomes several."""
+    """Split messages: before 2025-11-25 a message held only one block."""
     try:
         messages = jsonrpc.decode_array(params["messages"])
     except (KeyError, ValueError):
@@ -230,7 +230,7 @@ def _split_messages(params: dict[str, msgspec.Raw]) -> None:
 
 
 def _downgrade_properties(properties: dict[str, msgspec.Raw]) -> bool:
-    """Choices: several at once cannot be asked for before 2025-11-25, titles stood in `enumNames`."""
+    """Downgrade choices: before 2025-11-25 there is no multiple choice, and titles are in `enumNames`."""
     changed = False
     for name in list(properties):
         field = blocks.read(properties[name]) or {}
@@ -248,14 +248,14 @@ def _downgrade_properties(properties: dict[str, msgspec.Raw]) -> bool:
 
 
 def for_legacy_client(method: str, params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
-    """An input request as the params of a legacy request, where a URL elicitation needs an id."""
+    """Return an input request as the params of a legacy request, where a URL elicitation needs an id."""
     if method == ELICITATION and elicitation_mode(params) == "url" and "elicitationId" not in params:
         return {**params, "elicitationId": jsonrpc.raw(str(uuid.uuid4()))}
     return params
 
 
 def for_modern_client(params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
-    """A legacy request's params as those of an input request, which have no task, no id and no progress token."""
+    """Return a legacy request's params as an input request's, which have no task, no id and no progress token."""
     kept = {name: span for name, span in params.items() if name not in {"task", "elicitationId"}}
     own = blocks.read(kept.pop("_meta", None)) or {}
     own.pop(meta.PROGRESS_TOKEN, None)
@@ -265,7 +265,7 @@ def for_modern_client(params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
 
 
 def answer_to_refusal(method: str) -> bytes | None:
-    """What a modern server gets for a client's error: elicitations are cancelled; for the others there is no form."""
+    """Return a modern server's form of a client's error: elicitations are cancelled; the others have no such form."""
     return b'{"action":"cancel"}' if method == ELICITATION else None
 
 
@@ -284,7 +284,7 @@ def _elicitations(failure: Failure) -> list[dict[str, msgspec.Raw]]:
 
 
 def url_input_requests(failure: Failure, caller: Caller) -> dict[str, object] | None:
-    """A legacy backend's -32042 (URL elicitation required) as input requests for a modern client.
+    """Return a legacy backend's -32042 (URL elicitation required) as input requests for a modern client.
 
     None if it is another error, names no URL or one that no client may be shown, or the client has not declared
     `elicitation.url`.

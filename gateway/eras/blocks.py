@@ -1,7 +1,7 @@
-"""Content blocks: where they stand in results and requests, and a way to change some and leave the rest as it is.
+"""Content blocks: their places in results and requests, and a way to change some and keep the rest unchanged.
 
-Tools answer with `content`, prompts and sampling requests carry `messages`. Whatever has not MCP's form is left alone,
-and what no change is made to keeps its bytes. Pure.
+Tools answer with `content`, prompts and sampling requests carry `messages`. Anything not of MCP's form is ignored, and
+unchanged parts keep their bytes. Pure.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     Members = dict[str, msgspec.Raw]
     Change = Callable[[Members], bool]
-    """Changes an object in place and says whether it did."""
+    """Changes an object in place; returns whether it did."""
 
 
 def change_blocks(members: Members, change: Change) -> bool:
-    """Pass every content block of a result's or request's members through `change`; returns whether any changed."""
+    """Pass every content block of a result's or request's members through `change`; return whether any changed."""
 
     def change_message(message: Members) -> bool:
         if bytes(message.get("content", b"")).lstrip().startswith(b"["):
@@ -59,7 +59,7 @@ def change_one(members: Members, name: str, change: Change) -> bool:
 
 
 def read(span: msgspec.Raw | None) -> Members | None:
-    """The members of an object; None if it is none."""
+    """Return the members of an object; None for anything else."""
     try:
         return None if span is None else jsonrpc.decode_object(span)
     except ValueError:
@@ -67,7 +67,7 @@ def read(span: msgspec.Raw | None) -> Members | None:
 
 
 def read_string(members: Members, name: str) -> str:
-    """A string member; empty if it is none."""
+    """Return a string member; empty if there is none."""
     try:
         return jsonrpc.decode_string(members[name])
     except (KeyError, ValueError):

@@ -1,7 +1,7 @@
-"""For how long, and for whom, a modern result may be kept (2026-07-28 server/utilities/caching).
+"""Cache hints of modern results: for how long, and for whom (2026-07-28 server/utilities/caching).
 
-What is put together from several parts may be kept no longer than the part that may be kept least, and is private if
-any part is. A legacy backend says nothing, which counts as nothing may be kept. Pure.
+A result made of several parts has the shortest time of its parts, and is private if any part is. A legacy backend gives
+no hint, which counts as not cacheable. Pure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Hint(msgspec.Struct, frozen=True, gc=False):
     public: bool = False
 
     def encode(self) -> bytes:
-        """As two members of a result."""
+        """Return the hint as two members of a result."""
         return b'"ttlMs":%d,"cacheScope":"%b"' % (self.ttl_ms, b"public" if self.public else b"private")
 
 
@@ -34,7 +34,7 @@ KEEP_NOTHING: Final = Hint()
 
 
 def read_hint(members: dict[str, msgspec.Raw]) -> Hint:
-    """What a result says; what is missing or wrong counts as nothing may be kept."""
+    """Read the hint of a result; a missing or invalid one counts as not cacheable."""
     try:
         ttl = msgspec.json.decode(members["ttlMs"], type=int)
     except (KeyError, *jsonrpc.UNDECODABLE):
@@ -43,7 +43,7 @@ def read_hint(members: dict[str, msgspec.Raw]) -> Hint:
 
 
 def merge_hints(hints: Iterable[Hint]) -> Hint:
-    """The hint of what is made of these parts; of no parts: nothing may be kept."""
+    """Combine the hints of these parts; without parts: not cacheable."""
     parts = set(hints)
     if not parts:
         return KEEP_NOTHING

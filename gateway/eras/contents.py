@@ -1,8 +1,8 @@
-"""What newer protocol versions have and older clients cannot read, turned into what they can.
+"""Downgrades of results for clients of older protocol versions.
 
 Content blocks are closed unions in the SDKs, so a kind that is newer than the negotiated version becomes text
 (2025-11-25 basic/lifecycle, "Version Negotiation": both sides must respect it). `structuredContent` must be an object
-in the legacy era; any other value is given as text instead. Members that are merely unknown pass. Pure.
+in the legacy era; any other value is given as text instead. Merely unknown members pass. Pure.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from gateway.eras.blocks import Members
 
 FIRST_IN: Final = {"audio": "2025-03-26", "resource_link": "2025-06-18"}
-"""Kinds of content blocks that the first revision had not, and the revision that has them. Revisions sort as text."""
+"""Kinds of content blocks that the first revision lacks, and the revision that added them. Revisions sort as text."""
 NEWEST: Final = max(FIRST_IN.values())
 """From this version on clients can read all kinds."""
 
 
 def for_version(method: str, result: bytes, version: str) -> bytes:
-    """A result for a legacy client of this version; the very same bytes if it can read them all."""
+    """Convert a result for a legacy client of this version; return the same bytes if it can read them all."""
     if version >= NEWEST or CONTENT.get(method) != "blocks":
         return result
     if not any(since > version and b'"%b"' % kind.encode() in result for kind, since in FIRST_IN.items()):
@@ -38,7 +38,7 @@ def for_version(method: str, result: bytes, version: str) -> bytes:
 
 
 def downgrade_blocks(members: Members, version: str) -> bool:
-    """Turn the content blocks that this version does not have into text, in place; returns whether there were any."""
+    """Turn content blocks that this version lacks into text, in place; return whether there were any."""
 
     def change(block: Members) -> bool:
         kind = blocks.read_string(block, "type")
@@ -62,7 +62,7 @@ def downgrade_blocks(members: Members, version: str) -> bool:
 
 
 def without_odd_structure(members: Members) -> None:
-    """Take out a `structuredContent` that is no object, in place, and see to it that it stands in the text."""
+    """Remove a `structuredContent` that is not an object, in place, and make sure that the text contains it."""
     span = members.get("structuredContent")
     if span is None or bytes(span).lstrip().startswith(b"{"):
         return
@@ -79,7 +79,7 @@ def without_odd_structure(members: Members) -> None:
 
 
 def _says(block: msgspec.Raw, value: object) -> bool:
-    """Whether a text block holds the value: serialised, as servers should, or a string as it is."""
+    """Return whether a text block holds the value: serialised, as servers should, or a string verbatim."""
     text = blocks.read_string(blocks.read(block) or {}, "text")
     if not text:
         return False

@@ -1,7 +1,7 @@
-"""The one place where the tree of errors meets JSON-RPC codes and HTTP statuses.
+"""The mapping of the tree of errors to JSON-RPC codes and HTTP statuses.
 
 Codes differ by era (2026-07-28 basic/index, "Error Codes"): -32002 and -32042 must not reach a modern client, undefined
-codes from -32020 to -32099 must not be emitted to anybody, and a local error must not look like one of the peer's.
+codes from -32020 to -32099 must never be emitted, and a local error must not look like one of the peer's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MISSING_CAPABILITY: Final = -32021
 UNSUPPORTED_VERSION: Final = -32022
 RESOURCE_NOT_FOUND: Final = -32002
 RETRY_AFTER: Final = "retryAfterMs"
-"""The member of an error's data that says in how many milliseconds to try again."""
+"""The member of an error's data with the milliseconds after which to retry."""
 _RESERVED: Final = range(-32099, -32019)
 _MODERN_CODES: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 
@@ -48,12 +48,12 @@ class WireError(msgspec.Struct, frozen=True):
     data: bytes | None = None
 
     def encode(self, request_id: jsonrpc.Id | None) -> bytes:
-        """The whole error response."""
+        """Encode the whole error response."""
         return jsonrpc.error_response(request_id, self.code, self.message, self.data)
 
 
 def to_wire(problem: GatewayError | Failure, era: Era, call: Call | None = None) -> WireError:
-    """Spell a failure for a client of this era; `call` is what failed, where that is known."""
+    """Convert a failure for a client of this era; `call` is the failed call, if known."""
     if isinstance(problem, Failure):
         return _from_backend(problem, era, call)
     data: bytes | None = None
@@ -63,7 +63,7 @@ def to_wire(problem: GatewayError | Failure, era: Era, call: Call | None = None)
         case UnknownName(uri=str(uri)):
             code = RESOURCE_NOT_FOUND if era is Era.LEGACY else jsonrpc.INVALID_PARAMS
             data = jsonrpc.encode({"uri": uri})
-        case Revoked():  # a Denied that its own client may know of
+        case Revoked():  # a Denied of which its own client may know
             code, data = jsonrpc.INVALID_PARAMS, jsonrpc.encode({"reason": problem.code})
         case UnknownName() | Denied() | InvalidParams():
             code = jsonrpc.INVALID_PARAMS
@@ -85,7 +85,7 @@ def _retry_hint(seconds: float | None) -> dict[str, int]:
 
 
 def with_retry_hint(failure: Failure, seconds: float | None) -> Failure:
-    """Say in a backend's own error when to try again, unless its data says so or is no object."""
+    """Add the time to retry to a backend's own error, unless its data has one or is not an object."""
     if seconds is None:
         return failure
     try:
@@ -99,10 +99,12 @@ def with_retry_hint(failure: Failure, seconds: float | None) -> Failure:
 
 
 def _from_backend(failure: Failure, era: Era, call: Call | None) -> WireError:
-    """A backend's own error keeps its code, unless that code means something else to this client."""
+    """Convert a backend's own error: it keeps its code, unless that means something else to this client."""
     unsafe = asks.unsafe_refusal(failure)
-    if unsafe is not None:  # and its data, which holds the URL, goes nowhere either
-        return WireError(jsonrpc.INTERNAL_ERROR, f"the backend asked for what no client may be asked: {unsafe}")
+    if unsafe is not None:  # and its data, which holds the URL, is dropped too
+        return WireError(
+            jsonrpc.INTERNAL_ERROR, f"the backend asked for input that no client may be asked for: {unsafe}"
+        )
     code, data = failure.code, failure.data
     is_read = call is not None and call.method == "resources/read"
     if era is Era.MODERN and code == RESOURCE_NOT_FOUND:
@@ -110,7 +112,7 @@ def _from_backend(failure: Failure, era: Era, call: Call | None) -> WireError:
         if call is not None and is_read and data is None:
             data = jsonrpc.encode({"uri": call.name})
     elif era is Era.LEGACY and failure.era is Era.MODERN and code == jsonrpc.INVALID_PARAMS and is_read:
-        code = RESOURCE_NOT_FOUND  # how the modern era says so (2026-07-28 server/resources, "Error Handling")
+        code = RESOURCE_NOT_FOUND  # the modern era's form (2026-07-28 server/resources, "Error Handling")
     if code not in _RESERVED or _is_meant_for(era, failure, call):
         return WireError(code, failure.message, data)
     original = {"code": code, "message": failure.message}
@@ -120,11 +122,11 @@ def _from_backend(failure: Failure, era: Era, call: Call | None) -> WireError:
 
 
 def _is_meant_for(era: Era, failure: Failure, call: Call | None) -> bool:
-    """Whether a reserved code is about the client, and one that its version has."""
+    """Return whether a reserved code is about the client, and one that its version has."""
     if failure.era is not era:
         return False
     if era is Era.MODERN:
-        return failure.code == MISSING_CAPABILITY  # the backend was told what this very client can do
+        return failure.code == MISSING_CAPABILITY  # the backend got this client's own capabilities
     if failure.code != URL_ELICITATION_REQUIRED:
         return False
     url = {"mode": msgspec.Raw(b'"url"')}
@@ -132,7 +134,7 @@ def _is_meant_for(era: Era, failure: Failure, call: Call | None) -> bool:
 
 
 def http_status(code: int) -> int:
-    """The HTTP status of a modern response that carries only this error (basic/transports/streamable-http)."""
+    """Return the HTTP status of a modern response that carries only this error (basic/transports/streamable-http)."""
     if code == jsonrpc.METHOD_NOT_FOUND:
         return 404
     if code in _MODERN_CODES or code in {jsonrpc.PARSE_ERROR, jsonrpc.INVALID_REQUEST}:

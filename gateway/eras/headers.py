@@ -1,7 +1,7 @@
 """The HTTP headers that mirror a modern request's body, checked against it.
 
 2026-07-28 basic/transports/streamable-http, "Request Metadata" and "Server Validation": a server that reads the body
-must refuse a request whose headers are missing, malformed or say something else (400 and -32020). Names in here are
+must refuse a request whose headers are missing, malformed or different (400 and -32020). Names in here are
 lower case, as ASGI hands them over; values are bytes.
 """
 
@@ -26,7 +26,7 @@ NAME_HEADER: Final = b"mcp-name"
 PARAM_PREFIX: Final = b"mcp-param-"
 SESSION_HEADER: Final = b"mcp-session-id"
 MAX_MIRRORED: Final = 64
-"""Most `Mcp-*` headers on one request; more are refused before any is decoded."""
+"""Maximum `Mcp-*` headers on one request; more are refused before any is decoded."""
 
 _VALUE = re.compile(rb"[\x20-\x7e\t]*")
 _SENTINEL_START: Final = b"=?base64?"
@@ -43,7 +43,7 @@ def decode_value(name: str, value: bytes) -> str:
     """Decode a header value, the Base64 sentinel included ("Value Encoding").
 
     Raises:
-        HeaderMismatch: it has characters that no header value may have, or a sentinel around no Base64 of UTF-8.
+        HeaderMismatch: it has characters not allowed in a header, or a sentinel around invalid Base64 or UTF-8.
     """
     if _VALUE.fullmatch(value) is None:
         text = f"Header mismatch: {name} has characters that a header value must not have"
@@ -62,7 +62,7 @@ def decode_value(name: str, value: bytes) -> str:
 
 
 def encode_value(value: str) -> str:
-    """Encode a header value: as it is where that is safe, else in the Base64 sentinel."""
+    """Encode a header value: verbatim if that is safe, else in the Base64 sentinel."""
     value = surrogates.text_without_surrogates(value)
     plain = value.encode()
     safe = value.isascii() and _VALUE.fullmatch(plain) is not None and value == value.strip(" \t")
@@ -72,10 +72,10 @@ def encode_value(value: str) -> str:
 
 
 def mirrored(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """The `mcp-*` headers of a request.
+    """Return the `mcp-*` headers of a request.
 
     Raises:
-        HeaderMismatch: one of them is there twice, or there are more than `MAX_MIRRORED`.
+        HeaderMismatch: one of them appears twice, or there are more than `MAX_MIRRORED`.
     """
     pairs = [(name, value.strip(b" \t")) for name, value in headers if name.startswith(b"mcp-")]
     found = dict(pairs)
@@ -107,7 +107,7 @@ def _expect(found: dict[bytes, bytes], key: bytes, name: str, expected: str, *, 
     if value is None:
         text = f"Header mismatch: the {name} header is required (body value {expected!r})"
         raise HeaderMismatch(text)
-    expected = surrogates.text_without_surrogates(expected)  # which no header can carry
+    expected = surrogates.text_without_surrogates(expected)  # not representable in a header
     got = decode_value(name, value) if encoded else value.decode("latin-1")
     if got != expected:
         text = f"Header mismatch: {name} header value {got!r} does not match body value {expected!r}"

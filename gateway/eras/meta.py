@@ -1,4 +1,4 @@
-"""The keys of `_meta`: which belong to one hop and are made anew, and which travel on.
+"""The keys of `_meta`: those of one hop, which are replaced, and those that are passed on.
 
 Everything passes in both directions except the keys named here (2026-07-28 basic/index, "_meta").
 """
@@ -29,10 +29,10 @@ BACKEND_INFO: Final = "trio-mcp-gateway/backendInfo"
 """Our own key under which a backend's `serverInfo` is kept when the gateway stamps its own."""
 
 GATEWAYS: Final = "trio-mcp-gateway/gateways"
-"""Our own key under which gateways name themselves to one another: in requests of their own (`initialize`, lists) those
-through which the client is reached, in lists those that are behind the server. Calls never carry it."""
+"""Our own key under which gateways identify themselves to one another: in requests of their own (`initialize`, lists)
+the gateways between the client and this one, in lists those behind the server. Calls never carry it."""
 MAX_GATEWAYS: Final = 64
-"""Most gateways that are read from a message."""
+"""Maximum gateways read from a message."""
 
 REQUEST_HOP_KEYS: Final = frozenset({
     GATEWAYS,
@@ -49,9 +49,9 @@ LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", 
 
 
 def drop_nulls(method: str, params: dict[str, msgspec.Raw]) -> None:
-    """Take the optional members out that are null, in place: many peers write so what is absent, and others refuse it.
+    """Remove optional members that are null, in place: many peers write absence so, and others refuse it.
 
-    What a vendor's method or member may be is not known here, so it stays.
+    The optional members of a vendor's method are unknown here, so they stay.
     """
     if jsonrpc.NULL in params.values():
         optional = OPTIONAL.get(method, ())
@@ -63,10 +63,10 @@ def drop_nulls(method: str, params: dict[str, msgspec.Raw]) -> None:
 def split_request_meta(
     params: dict[str, msgspec.Raw],
 ) -> tuple[dict[str, msgspec.Raw], dict[str, msgspec.Raw]]:
-    """Take `_meta` out of a request's params and part it into (travelling keys, hop keys).
+    """Remove `_meta` from a request's params and split it into (passed keys, hop keys).
 
     Raises:
-        InvalidParams: `_meta` is there and is no object.
+        InvalidParams: `_meta` is not an object.
     """
     span = params.pop("_meta", None)
     if span is None:
@@ -81,7 +81,7 @@ def split_request_meta(
 
 
 def gateways_in(members: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
-    """The gateways that a `_meta` names; none where it names them in another form."""
+    """Return the gateways that a `_meta` names; none if it names them in another form."""
     span = members.get(GATEWAYS)
     if span is None:
         return ()
@@ -92,7 +92,7 @@ def gateways_in(members: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
 
 
 def gateways_in_meta(members: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
-    """The gateways that the `_meta` of params or of a result names."""
+    """Return the gateways in the `_meta` of params or of a result."""
     try:
         return gateways_in(jsonrpc.decode_object(members.get("_meta", jsonrpc.ABSENT)))
     except ValueError:
@@ -100,7 +100,7 @@ def gateways_in_meta(members: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
 
 
 def progress_token(hop: dict[str, msgspec.Raw]) -> jsonrpc.Id | None:
-    """The client's progress token, or None.
+    """Return the client's progress token, or None.
 
     Raises:
         InvalidParams: it is neither a string nor an integer.
@@ -116,10 +116,10 @@ def progress_token(hop: dict[str, msgspec.Raw]) -> jsonrpc.Id | None:
 
 
 def log_level(hop: dict[str, msgspec.Raw]) -> str | None:
-    """The log level asked for on this request, or None.
+    """Return the log level of this request, or None.
 
     Raises:
-        InvalidParams: it is no level (server/utilities/logging).
+        InvalidParams: it is not a level (server/utilities/logging).
     """
     span = hop.get(LOG_LEVEL)
     if span is None or span == jsonrpc.NULL:

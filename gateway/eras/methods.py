@@ -1,7 +1,7 @@
-"""Every method of MCP, one row each; whatever depends on a method alone is a view of this table.
+"""Every method of MCP, one row each; everything that depends only on the method is a view of this table.
 
 The rows are those of the schemas of 2024-11-05 to 2026-07-28 and of the extension for tasks (SEP-2663). A new method
-is one row here, and code only where it has behaviour of its own. Pure.
+is one row here, and code only if it has behaviour of its own. Pure.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Kind(enum.Enum):
 
 
 class Role(enum.Enum):
-    """Who sends a method, and who answers it."""
+    """The sender of a method, and its responder."""
 
     LIST = enum.auto()
     """A client's request, answered from the catalog."""
     CALL = enum.auto()
-    """A client's request, routed to the backend that owns the name (or, for completions, what `ref` names)."""
+    """A client's request, routed to the backend that owns the name (for completions, the name in `ref`)."""
     WATCH = enum.auto()
     """Routed too, but counted over all clients: see `gateway.frontends.resource_subscriptions`."""
     GATEWAY = enum.auto()
@@ -54,7 +54,7 @@ class Role(enum.Enum):
     SERVER_REQUEST = enum.auto()
     """A backend's request to a client; an entry of `inputRequests` in the modern era."""
     CLIENT_NOTIFICATION = enum.auto()
-    """A client's notification, whether or not servers send it too; ends here or has its own rule."""
+    """A client's notification, whether or not servers send it too; handled here or by its own rule."""
     SERVER_NOTIFICATION = enum.auto()
 
 
@@ -64,10 +64,11 @@ class Method(msgspec.Struct, frozen=True):
     name: str
     role: Role
     kind: Kind | None = None
-    """What it lists, or what `params.<kind.key>` names: the owner is found by that, and `Mcp-Name` mirrors it."""
+    """The kind that it lists, or that `params.<kind.key>` names: the owner is found by that, and `Mcp-Name` mirrors
+    it."""
     eras: tuple[Era, ...] = (Era.LEGACY, Era.MODERN)
     content: Literal["", "blocks", "contents"] = ""
-    """Where its result has content: blocks, or the `contents` of resources."""
+    """The place of content in its result: blocks, or the `contents` of resources."""
     suspendable: bool = False
     """Whether it may be answered with `input_required`, and sent again with the input (basic/patterns/mrtr)."""
     cacheable: bool = False
@@ -92,7 +93,7 @@ APPS: Final = "io.modelcontextprotocol/ui"
 """MCP Apps (SEP-1865): pages that a tool is shown with."""
 RELAYED_EXTENSIONS: Final = frozenset({APPS})
 """Extensions that the gateway declares when a backend does: every request and notification of theirs between client and
-server must be in this table. MCP Apps adds none, for what begins with `ui/` is between a page and its host."""
+server must be in this table. MCP Apps adds none, as methods with the prefix `ui/` are between a page and its host."""
 
 FEATURES: Final = tuple(dict.fromkeys(kind.feature for kind in Kind))
 LIST_CHANGED: Final = {f"notifications/{feature}/list_changed": feature for feature in FEATURES}
@@ -150,7 +151,7 @@ CACHEABLE: Final = frozenset(row.name for row in METHODS if row.cacheable)
 OPENING: Final = frozenset(row.name for row in METHODS if row.opens)
 CONTENT: Final = {row.name: row.content for row in METHODS if row.content}
 CAPABILITY: Final = {row.name: row.capability for row in METHODS if row.capability}
-"""The requests that can be brought to a client, and the capability that each needs."""
+"""Requests that can be passed to a client, and the capability that each needs."""
 OPTIONAL: Final = {
     row.name: row.optional + (("inputResponses", "requestState") if row.suspendable else ()) for row in METHODS
 }

@@ -1,8 +1,8 @@
-"""Tool parameters that travel as `Mcp-Param-*` headers too, as the tool's `inputSchema` says by `x-mcp-header`.
+"""Tool parameters that are also sent as `Mcp-Param-*` headers, marked by `x-mcp-header` in the tool's `inputSchema`.
 
-2026-07-28 basic/transports/streamable-http, "Custom Headers from Tool Parameters". An annotation counts only where a
-chain of `properties` leads to it; anywhere else, or with a value that no header name can have, it makes the whole tool
-invalid. Pure: `find_annotations` reads a schema once, `param_headers` applies what it found to a call's arguments.
+2026-07-28 basic/transports/streamable-http, "Custom Headers from Tool Parameters". An annotation counts only if a chain
+of `properties` leads to it; anywhere else, or with a value that is not a header name, it makes the whole tool invalid.
+Pure: `find_annotations` reads a schema once, `param_headers` applies the result to a call's arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 KEYWORD: Final = "x-mcp-header"
 MAX_ANNOTATIONS: Final = 32
-"""Most annotated parameters of one tool: servers bound the headers of a request, and so do we."""
+"""Maximum annotated parameters of one tool: servers bound the headers of a request, and so do we."""
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}", re.ASCII)  # RFC 9110, 5.6.2
 _TYPES: Final = frozenset({"string", "integer", "boolean"})
 _ONE: Final = frozenset({
@@ -33,7 +33,7 @@ _MAP: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternPro
 
 Path = tuple[str, ...]
 Annotations = tuple[tuple[Path, bytes], ...]
-"""Where each value is found in the arguments, and the whole header name it goes under."""
+"""The path of each value in the arguments, and its whole header name."""
 
 
 class InvalidAnnotation(ValueError):
@@ -41,7 +41,7 @@ class InvalidAnnotation(ValueError):
 
 
 def find_annotations(schema: object) -> Annotations:
-    """The annotated parameters of a decoded `inputSchema`.
+    """Return the annotated parameters of a decoded `inputSchema`.
 
     Raises:
         InvalidAnnotation: one of them breaks the rules of "Schema Extension".
@@ -53,15 +53,15 @@ def find_annotations(schema: object) -> Annotations:
         name = part[KEYWORD]
         where = ".".join(path) if path else ""
         if not path:
-            text = f"{KEYWORD} stands where no chain of 'properties' leads"
+            text = f"{KEYWORD} is not on a chain of 'properties'"
         elif not isinstance(name, str) or _TOKEN.fullmatch(name) is None:
-            text = f"{KEYWORD} of {where!r} is no header name"
+            text = f"{KEYWORD} of {where!r} is not a header name"
         elif not isinstance(part.get("type"), str) or part["type"] not in _TYPES:
-            text = f"{KEYWORD} of {where!r} stands at a type that is not string, integer or boolean"
+            text = f"{KEYWORD} of {where!r} is on a type that is not string, integer or boolean"
         elif name.lower() in found:
             text = f"{KEYWORD} of {where!r} names the same header as another one"
         elif len(found) >= MAX_ANNOTATIONS:
-            text = f"{KEYWORD} stands at more than {MAX_ANNOTATIONS} parameters"
+            text = f"{KEYWORD} is on more than {MAX_ANNOTATIONS} parameters"
         else:
             found[name.lower()] = (path, PARAM_PREFIX + name.encode())
             continue
@@ -70,7 +70,7 @@ def find_annotations(schema: object) -> Annotations:
 
 
 def annotations_of(tool: bytes) -> Annotations:
-    """The annotated parameters of a tool in a list; none where its annotations are invalid and so mean nothing."""
+    """Return the annotated parameters of a listed tool; none if its annotations are invalid and therefore ignored."""
     try:
         return find_annotations(jsonrpc.decode_any(jsonrpc.decode_object(tool)["inputSchema"]))
     except (KeyError, ValueError, *jsonrpc.UNDECODABLE):
@@ -78,7 +78,7 @@ def annotations_of(tool: bytes) -> Annotations:
 
 
 def _positions(root: object) -> Iterator[tuple[Path | None, dict[str, Any]]]:
-    """Every place of a schema at which a schema stands; the path is None off the chain of `properties`.
+    """Yield every subschema with its path, which is None off the chain of `properties`.
 
     Data (`default`, `enum`, `examples`) is not entered, nothing is dereferenced, and a stack bounds the depth.
     """
@@ -102,7 +102,7 @@ def _positions(root: object) -> Iterator[tuple[Path | None, dict[str, Any]]]:
 
 
 def param_headers(annotations: Annotations, arguments: msgspec.Raw | bytes) -> list[tuple[bytes, bytes]]:
-    """The headers for one call's arguments; a parameter that is absent, null or no primitive has none."""
+    """Return the headers for one call's arguments; an absent, null or non-primitive parameter has none."""
     try:
         values = jsonrpc.decode_any(arguments)
     except jsonrpc.UNDECODABLE:
@@ -128,7 +128,7 @@ def param_headers(annotations: Annotations, arguments: msgspec.Raw | bytes) -> l
 
 
 def find_second_argument(annotations: Annotations, arguments: msgspec.Raw | bytes) -> str | None:
-    """Find an annotated parameter that the arguments hold in two spellings, of which the header repeats one."""
+    """Find an annotated parameter with two spellings in the arguments, of which the header repeats one."""
     levels: dict[Path, set[str]] = {}
     for path, _ in annotations:
         for depth, name in enumerate(path):
@@ -150,7 +150,7 @@ def check_param_headers(found: Mapping[bytes, bytes], annotations: Annotations, 
     """Check a modern request's `Mcp-Param-*` headers against its arguments ("Server Behavior for Custom Headers").
 
     Raises:
-        HeaderMismatch: one is missing, malformed, differs (numbers count as numbers), or is there for no value.
+        HeaderMismatch: one is missing, malformed, different (numbers count as numbers), or has no argument.
     """
     expected = {name.lower(): value for name, value in param_headers(annotations, arguments)}
     for _, full_name in annotations:
@@ -159,7 +159,7 @@ def check_param_headers(found: Mapping[bytes, bytes], annotations: Annotations, 
         if value is None and wanted is None:
             continue
         if value is None or wanted is None:
-            missing = "is required" if value is None else "is there, but the argument is not"
+            missing = "is required" if value is None else "is present, but the argument is not"
             text = f"Header mismatch: the {shown} header {missing}"
             raise HeaderMismatch(text)
         got, own = decode_value(shown, value), decode_value(shown, wanted)

@@ -1,6 +1,6 @@
-"""A client's request -> `Call`, and a call -> the params that its backend gets.
+"""Conversion of a client's request to a `Call`, and of a call to the params for its backend.
 
-Only the members that a gateway must rewrite are touched (name, `_meta`); all others travel as raw spans, in their
+Only the members that a gateway must rewrite are changed (name, `_meta`); all others travel as raw spans, in their
 order, unknown ones included.
 """
 
@@ -30,17 +30,17 @@ _PARAMS: Final = jsonrpc.Names(
     "progressToken", "protocolVersion", "ref", "requestId", "requestState", "task", "taskId", "uri",
 )  # fmt: skip
 _FOREIGN_PARAMS: Final = jsonrpc.Names("_meta")
-"""Of methods that MCP does not have, for the other members mean what the server says."""
+"""For methods unknown to MCP: their other members mean what the server defines."""
 _WITHIN: Final = {
     "_meta": jsonrpc.Names(*meta.REQUEST_HOP_KEYS, RELATED),
     "ref": jsonrpc.Names("type", "name", "uri"),
     "notifications": jsonrpc.Names(*LISTENED, "resourceSubscriptions"),
     "inputResponses": jsonrpc.Names(),
 }
-"""Members of params that are looked into, and the members of theirs that decide something."""
+"""Members of params that are inspected, and the members of theirs that decisions depend on."""
 KEPT_METAS: Final = 256
 MAX_KEPT_META: Final = 1_024
-"""Bytes of a modern `_meta` that is read once for all requests that repeat it, so that all of them take little room."""
+"""Bytes of a modern `_meta` that is decoded once for all requests that repeat it, so that they need little memory."""
 
 
 class UnsupportedVersion(RequestError):
@@ -53,15 +53,15 @@ class UnsupportedVersion(RequestError):
         self.requested = requested
 
     def data(self) -> bytes:
-        """The error's `data` (basic/versioning, "Protocol Version Negotiation")."""
+        """Return the error's `data` (basic/versioning, "Protocol Version Negotiation")."""
         return jsonrpc.encode({"supported": list(SUPPORTED_VERSIONS), "requested": self.requested[:MAX_REASON]})
 
 
 def find_second_spelling(data: bytes, message: Message) -> str | None:
-    """Find a member on which the gateway decides and which this message holds in two spellings.
+    """Find a member that a decision depends on and that the message has in two spellings.
 
-    `data` is the message as it came. A server may read the one where the gateway has decided on the other, so such a
-    message is refused wherever something depends on the decision. Returns the error's text, or None.
+    `data` is the message as received. A server may read the one when the gateway has decided by the other, so such a
+    message is refused wherever a decision depends on it. Returns the error's text, or None.
     """
     found = _ENVELOPE.second_spelling(data)
     if found is not None:
@@ -75,7 +75,7 @@ def find_second_spelling(data: bytes, message: Message) -> str | None:
     try:
         members = jsonrpc.decode_object(message.params)
     except ValueError:
-        return None  # refused where it is read
+        return None  # refused on reading
     for name, names in _WITHIN.items():
         if name not in members or (is_foreign and name != "_meta"):
             continue
@@ -86,7 +86,7 @@ def find_second_spelling(data: bytes, message: Message) -> str | None:
 
 
 def ambiguous(where: str) -> str:
-    """The text of the error for a member that is there in two spellings."""
+    """Return the text of the error for a duplicate member."""
     return (
         f"{where[:MAX_REASON]!r} appears twice or differs from a member of MCP only in case; send each member once,"
         " spelled as in the specification"
@@ -94,22 +94,22 @@ def ambiguous(where: str) -> str:
 
 
 def is_mcp_method(method: str) -> bool:
-    """Whether a method is MCP's own, in any case: those are served or refused, never passed on."""
+    """Return whether a method is MCP's own, in any case: those are served or refused, never passed on."""
     folded = jsonrpc.fold(method)
     return folded in BY_NAME or folded.partition("/")[0] in FAMILIES
 
 
 def is_foreign_notification(method: str) -> bool:
-    """Whether a notification may be passed on as it is: none of MCP's own, in any case, and no request of MCP."""
+    """Return whether a notification may be passed on unchanged: not MCP's own, in any case, and not a request."""
     folded = jsonrpc.fold(method)
     return folded not in CLIENT_NOTIFICATIONS and (folded.startswith("notifications/") or not is_mcp_method(method))
 
 
 def params_of(message: Message) -> dict[str, msgspec.Raw]:
-    """The members of a request's params, without optional ones that are null.
+    """Return the members of a request's params, without optional ones that are null.
 
     Raises:
-        InvalidParams: params are there and are no object (MCP has no positional params).
+        InvalidParams: params are not an object (MCP has no positional params).
     """
     try:
         params = jsonrpc.decode_object(message.params)
@@ -133,7 +133,7 @@ def _name(method: str, params: dict[str, msgspec.Raw]) -> str:
 
 
 def legacy_call(message: Message, caller: Caller) -> Call:
-    """Read a legacy client's request; what the client can do is the session's, not the request's.
+    """Read a legacy client's request; its capabilities are the session's, not the request's.
 
     Raises:
         InvalidParams: params, `_meta` or the name do not have the form that the method demands.
@@ -152,7 +152,7 @@ def legacy_call(message: Message, caller: Caller) -> Call:
 
 
 def is_modern(message: Message) -> bool:
-    """Whether the request carries the modern era's `_meta` (basic/versioning: it is then served statelessly)."""
+    """Return whether the request carries the modern era's `_meta` (basic/versioning: it is then served statelessly)."""
     if bytes(message.params).find(b"protocolVersion") < 0:
         return False
     members = blocks.read(message.params) or {}
@@ -189,9 +189,9 @@ def modern_call(
 
 @lru_cache(KEPT_METAS)
 def _read_modern_meta(span: bytes) -> tuple[dict[str, msgspec.Raw], Id | None, Caller]:
-    """Read the `_meta` of a modern request, which is empty if absent: what travels on, progress token, and client.
+    """Read the `_meta` of a modern request, empty if absent: the keys to pass on, progress token, and client.
 
-    Most clients send the same one with each request. Raises as `modern_call` does.
+    Most clients repeat it with each request. Raises as `modern_call` does.
     """
     travelling, hop = meta.split_request_meta({"_meta": msgspec.Raw(span)} if span else {})
     try:
@@ -218,13 +218,13 @@ def _read_modern_meta(span: bytes) -> tuple[dict[str, msgspec.Raw], Id | None, C
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
-    """What the gateway says of itself to one backend session."""
+    """The gateway's description of itself to one backend session."""
 
     era: Era
     client_info: msgspec.Raw
     version: str = LATEST_MODERN
     capabilities: msgspec.Raw = BRIDGEABLE
-    """What a legacy backend is told in `initialize`; modern ones are told with each request."""
+    """The capabilities sent to a legacy backend in `initialize`; modern ones get them with each request."""
     gateways: tuple[str, ...] = ()
     """This gateway, after those that started it."""
     marker: str = ""
@@ -236,8 +236,8 @@ def backend_params(
 ) -> dict[str, object]:
     """Return a call's params for its backend: under the tool's own name, with this hop's own `_meta` keys.
 
-    `token` is the progress token minted for this hop, None if the client wants no progress; `as_task` lets the backend
-    make a task of it, which the gateway drives: a client's own wish for one is not sent on, since it was offered none.
+    `token` is the progress token of this hop, None if the client wants no progress; `as_task` lets the backend make a
+    task of it, which the gateway drives. A client's own request for a task is not passed on, since it was offered none.
     """
     params: dict[str, object] = dict(call.params)
     kind = OWNER_KIND.get(call.method)
@@ -258,9 +258,9 @@ def backend_params(
 
 
 def modern_meta(hop: Hop, caller: Caller | None = None, *, as_task: bool = False) -> dict[str, object]:
-    """The `_meta` keys that every modern request must carry; capabilities and log level mirror the real client.
+    """Return the `_meta` keys of every modern request; capabilities and log level mirror the real client's.
 
-    `as_task` declares the extension for tasks, whatever the client can do: the gateway drives them.
+    `as_task` declares the extension for tasks, whatever the client supports: the gateway drives them.
     """
     capabilities = hop.capabilities if caller is None else caller.capabilities
     members: dict[str, object] = {

@@ -1,8 +1,7 @@
-"""Outcomes and the gateway's own answers, spelled for a client of one era.
+"""Outcomes and the gateway's own results, encoded for a client of one era.
 
-A result whose backend speaks the client's era goes out byte for byte (legacy), or with only `_meta` stamped (modern).
-Between the eras just the members that exist in one of them are added or taken away (2026-07-28 basic/index,
-"ResultType").
+A result whose backend speaks the client's era is sent byte for byte (legacy), or with only `_meta` stamped (modern).
+Between the eras only the members that exist in one of them are added or removed (2026-07-28 basic/index, "ResultType").
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _result_types = msgspec.json.Decoder(ResultType)
 
 
 def read_modern_result(result: bytes) -> Complete | InputRequired | None:
-    """Class a modern backend's result by its `resultType`; None for an unknown one, which is invalid."""
+    """Classify a modern backend's result by its `resultType`; return None for an unknown one, which is invalid."""
     try:
         kind = jsonrpc.read(_result_types, result).resultType
     except jsonrpc.UNDECODABLE:
@@ -49,7 +48,7 @@ def read_modern_result(result: bytes) -> Complete | InputRequired | None:
 
 
 def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEGACY) -> bytes:
-    """A result for a legacy client of this version."""
+    """Convert a result for a legacy client of this version."""
     if outcome.era is Era.LEGACY:
         if version >= contents.NEWEST:
             return outcome.result
@@ -68,7 +67,7 @@ def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEG
 
 
 def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, method: str = "") -> bytes:
-    """A result for a modern client: `resultType` is there, and `_meta` names the gateway as the server."""
+    """Convert a result for a modern client: `resultType` is set, and `_meta` names the gateway as the server."""
     if isinstance(outcome, Complete) and method not in CACHEABLE and _is_plain(outcome.result):
         info = b',"_meta":{"%b":%b}}' % (_SERVER_INFO, server_info)
         return b'{"resultType":"complete",%b%b' % (memoryview(outcome.result)[1:-1], info)
@@ -79,7 +78,7 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
     if isinstance(outcome, Complete):
         if "resultType" not in members:
             members = {"resultType": _COMPLETE, **members}
-        members["resultType"] = _COMPLETE  # a legacy backend's own member of that name means nothing
+        members["resultType"] = _COMPLETE  # a legacy backend's own member of that name has no meaning
     if method in CACHEABLE and not isinstance(outcome, InputRequired):
         for name, otherwise in (("ttlMs", _ZERO), ("cacheScope", _PRIVATE)):
             if members.get(name, jsonrpc.NULL) == jsonrpc.NULL:
@@ -94,9 +93,9 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
 
 
 def _is_plain(result: bytes) -> bool:
-    """Whether a result can get its two members without being read: it is an object, not empty, and has neither.
+    """Return whether a result can get its two members unread: it is a non-empty object, and has neither.
 
-    Where one of the names stands deeper, or may be spelled with escapes, the answer is no, and it is read.
+    If one of the names is nested deeper, or may be spelled with escapes, the answer is False, and it is read.
     """
     return (
         result.startswith(b'{"')
@@ -110,7 +109,7 @@ def _is_plain(result: bytes) -> bool:
 def initialize_result(
     version: str, *, server_info: msgspec.Raw, capabilities: object, instructions: str | None
 ) -> bytes:
-    """The answer to a legacy `initialize` (2025-11-25 basic/lifecycle)."""
+    """Return the result of a legacy `initialize` (2025-11-25 basic/lifecycle)."""
     result: dict[str, object] = {
         "protocolVersion": version,
         "capabilities": capabilities,
@@ -124,6 +123,6 @@ def initialize_result(
 def modern_result(
     members: dict[str, object], *, server_info: msgspec.Raw, own_meta: dict[str, object] | None = None
 ) -> bytes:
-    """A modern result that the gateway itself makes."""
+    """Return a modern result of the gateway itself."""
     stamped = {**(own_meta or {}), meta.SERVER_INFO: server_info}
     return jsonrpc.encode({"resultType": "complete", **members, "_meta": stamped})

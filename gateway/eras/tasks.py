@@ -1,8 +1,8 @@
-"""Tasks in both eras: a call that goes on behind `tasks/get`, which the gateway drives so that no client notices.
+"""Tasks in both eras: a call that continues behind `tasks/get`, which the gateway drives so that no client notices.
 
-Legacy: 2025-11-25 basic/utilities/tasks, where the client asks for a task. Modern: the extension
-`io.modelcontextprotocol/tasks` (SEP-2663), where the server decides and the client must have declared it. Nothing of
-either is shown to clients. Pure: how tasks are spelled; `gateway.backends.session.tasks` does the driving.
+Legacy: 2025-11-25 basic/utilities/tasks, where the client requests a task. Modern: the extension
+`io.modelcontextprotocol/tasks` (SEP-2663), where the server decides and the client must have declared it. Neither is
+visible to clients. Pure: the encoding of tasks; `gateway.backends.session.tasks` drives them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ EXTENSION: Final = "io.modelcontextprotocol/tasks"
 RELATED: Final = "io.modelcontextprotocol/related-task"
 ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 LEAST_POLL: Final = 0.02
-"""Seconds; a server that asks for quicker polling must not make us spin."""
+"""Seconds; a server that requests faster polling must not make the gateway spin."""
 LONGEST_POLL: Final = 60.0
-"""Seconds; a client waits at the other end, and a server that says hours would never be asked again."""
+"""Seconds; a client is waiting, and an interval of hours would in effect end the polling."""
 USUAL_POLL: Final = 1.0
-"""Seconds, where the server does not say how often it wants to be asked."""
+"""Seconds, if the server requests no interval."""
 
 
 class State(msgspec.Struct, kw_only=True):
-    """What a server says of a task; `result`, `error` and `inputRequests` only in the modern era."""
+    """The state of a task; `result`, `error` and `inputRequests` only in the modern era."""
 
     taskId: str = ""  # noqa: N815 - the wire's name
     status: str = ""
@@ -45,7 +45,7 @@ class State(msgspec.Struct, kw_only=True):
 
     @property
     def pause(self) -> float:
-        """Seconds until the task should be asked about again."""
+        """Seconds until the next poll."""
         asked = self.pollInterval if self.pollIntervalMs is None else self.pollIntervalMs
         return USUAL_POLL if asked is None else min(max(asked / 1000, LEAST_POLL), LONGEST_POLL)
 
@@ -64,7 +64,7 @@ _modern_created = msgspec.json.Decoder(_ModernCreated)
 
 
 def read_created(result: msgspec.Raw | bytes, era: Era) -> State | None:
-    """The task that an answer to a call stands for; None if the answer is the call's own result."""
+    """Return the task in the response to a call; None if the response is the call's own result."""
     try:
         if era is Era.LEGACY:
             state = jsonrpc.read(_legacy_created, result).task
@@ -78,7 +78,7 @@ def read_created(result: msgspec.Raw | bytes, era: Era) -> State | None:
 
 
 def read_state(result: bytes) -> State | None:
-    """The answer to `tasks/get`; None if it is none."""
+    """Return the response to `tasks/get`; None if it is not valid."""
     try:
         state = jsonrpc.read(_states, result)
     except jsonrpc.UNDECODABLE:
@@ -87,7 +87,7 @@ def read_state(result: bytes) -> State | None:
 
 
 def modern_outcome(state: State, backend: str) -> Outcome:
-    """How a modern task that has ended ends its call."""
+    """Return the outcome of the call whose modern task has ended."""
     if state.status == "completed" and bytes(state.result).lstrip().startswith(b"{"):
         return Complete(bytes(state.result), Era.MODERN)
     if state.status == "failed" and state.error is not jsonrpc.ABSENT:
@@ -97,7 +97,7 @@ def modern_outcome(state: State, backend: str) -> Outcome:
 
 
 def is_wanted(failure: Outcome) -> bool:
-    """Whether a modern server refuses a call because it can only do it as a task."""
+    """Return whether a modern server refuses a call because it can only run it as a task."""
     if not isinstance(failure, Failure) or failure.code != MISSING_CAPABILITY or failure.data is None:
         return False
     required = blocks.read(msgspec.Raw(failure.data)) or {}
@@ -106,29 +106,29 @@ def is_wanted(failure: Outcome) -> bool:
 
 
 def with_extension(capabilities: msgspec.Raw) -> msgspec.Raw:
-    """A client's capabilities, and that the gateway drives tasks for it."""
+    """Return a client's capabilities with the extension for tasks, which the gateway drives for it."""
     members = blocks.read(capabilities) or {}
     extensions = blocks.read(members.get("extensions")) or {}
     return jsonrpc.raw({**members, "extensions": {**extensions, EXTENSION: {}}})
 
 
-# What belongs to a task says so in its `_meta` ("Associating Task-Related Messages").
+# A message of a task names it in its `_meta` ("Associating Task-Related Messages").
 
 
 def related(params: dict[str, msgspec.Raw]) -> str:
-    """The id of the task that a message belongs to; empty if it belongs to none."""
+    """Return the id of the task that a message belongs to; empty if there is none."""
     own = blocks.read(params.get("_meta")) or {}
     return blocks.read_string(blocks.read(own.get(RELATED)) or {}, "taskId")
 
 
 def unrelated_result(result: bytes) -> bytes:
-    """A task's result as the plain call would have given it."""
+    """Return a task's result as the plain call would have returned it."""
     members = blocks.read(msgspec.Raw(result)) or {}
     return jsonrpc.encode(members) if meta.drop_key(members, RELATED) else result
 
 
 def relate(result: bytes, task_id: str) -> bytes:
-    """A client's answer with the mark of the task that it belongs to."""
+    """Return a client's response with the mark of its task."""
     members = blocks.read(msgspec.Raw(result)) or {}
     own = blocks.read(members.get("_meta")) or {}
     return jsonrpc.encode({**members, "_meta": {**own, RELATED: {"taskId": task_id}}})

@@ -1,8 +1,8 @@
 """A tool's entry in the list, for clients of each class of versions.
 
 Two members differ: `outputSchema`, which must be the schema of an object in the legacy era (SDK clients refuse the
-whole list otherwise), and `execution`, which only 2025-11-25 has. The gateway drives tasks itself, so no client is told
-that a tool can be called as one. Everything else passes (2026-07-28 and 2025-11-25 server/tools). Pure.
+whole list otherwise), and `execution`, which only 2025-11-25 has. The gateway drives tasks itself, so it does not list
+tools as callable as tasks. Everything else passes (2026-07-28 and 2025-11-25 server/tools). Pure.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _schemas = msgspec.json.Decoder(_Schema)
 
 
 def view_of(caller: Caller) -> View:
-    """The class that a client belongs to."""
+    """Return the class that a client belongs to."""
     if caller.era is Era.MODERN:
         return View.MODERN
     return View.LATEST if caller.version == LATEST_LEGACY else View.OLDER
 
 
 def needs_task(raw: bytes) -> bool:
-    """Whether a tool must be called as a task (2025-11-25 basic/utilities/tasks, "Tool-Level Negotiation")."""
+    """Return whether a tool must be called as a task (2025-11-25 basic/utilities/tasks, "Tool-Level Negotiation")."""
     if b'"taskSupport"' not in raw:
         return False
     try:
@@ -70,7 +70,7 @@ def needs_task(raw: bytes) -> bool:
 
 
 def is_for_apps(raw: bytes) -> bool:
-    """Whether the page of a tool may call this one (MCP Apps, "Visibility"), as it may where nothing is said."""
+    """Return whether the page of a tool may call this one (MCP Apps, "Visibility"); allowed by default."""
     meta = blocks.read((blocks.read(msgspec.Raw(raw)) or {}).get("_meta")) or {}
     try:
         visibility = jsonrpc.decode_array((blocks.read(meta.get("ui")) or {})["visibility"])
@@ -80,7 +80,7 @@ def is_for_apps(raw: bytes) -> bool:
 
 
 def shown(raw: bytes, view: View) -> bytes:
-    """The entry as clients of this class see it: the same bytes wherever nothing has to go."""
+    """Return the entry for clients of this class: the same bytes wherever nothing must be removed."""
     try:
         if b'"execution"' in raw:
             raw = _without_tasks(raw, view)
@@ -92,7 +92,7 @@ def shown(raw: bytes, view: View) -> bytes:
 
 
 def join_shown(raws: Sequence[bytes], view: View) -> bytes:
-    """`shown` of many, joined. Nearly all pass as they are: to look at each would be most of a list's time."""
+    """Return `shown` of many, joined. Nearly all pass unchanged: looking at each would take most of a list's time."""
     joined = b",".join(raws)
     if b'"execution"' not in joined and (view is View.MODERN or b'"outputSchema"' not in joined):
         return joined
