@@ -1,8 +1,8 @@
-"""One call as its client sees it: events, then one outcome, however many rounds the backend needs.
+"""A call from its client's side: events, then one outcome, however many rounds the backend needs.
 
-For a legacy client in front of a modern backend, `input_required` is not an outcome: the flow asks the client what the
-backend wants to know, and sends the call again with the answers, the same keys and the byte-exact `requestState`
-(2026-07-28 basic/patterns/mrtr). For all others it only passes on what its pending call has. The holder closes it.
+For a legacy client of a modern backend, `input_required` is not an outcome: the stream asks the client for the input,
+and sends the call again with the answers, the same keys and the byte-exact `requestState` (2026-07-28
+basic/patterns/mrtr). For all others it only passes on the events of its pending call. The holder closes it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from gateway.router import Router
 
 MAX_ROUNDS: Final = 10
-"""Times that a backend may ask for input in one call."""
+"""Rounds of input that a backend may ask for in one call."""
 EMPTY_ROUND_DELAY: Final = 0.2
-"""Seconds before a call is sent again that asked for nothing but to be sent again; grows with each round."""
+"""Seconds before a call is sent again without new input; grows with each round."""
 
 
 class CallStream:
-    """A call under way, as its frontend sees it."""
+    """A pending call from its frontend's side."""
 
     def __init__(self, router: Router, pending: PendingCall) -> None:
         self.call = pending.call
@@ -44,7 +44,7 @@ class CallStream:
         self.token = pending.call.progress_token
         self.level = pending.call.caller.log_level
         self.caller = pending.call.caller
-        """Who waits now: each request of a modern client says anew what it can do."""
+        """The present caller: each request of a modern client declares its capabilities again."""
         self._kept: deque[Notification] = deque(maxlen=MAX_NOTICES)
         self._asked = 0
         self._rounds = 0
@@ -59,16 +59,16 @@ class CallStream:
         self._state = jsonrpc.NULL
 
     async def next(self) -> Event | Outcome | None:
-        """Wait for the next event or the outcome; None if the call was closed meanwhile.
+        """Wait for the next event or the outcome; return None if the call was closed meanwhile.
 
-        Cancelling the wait leaves the flow open.
+        Cancelling the wait leaves the stream open.
         """
         if self._kept:
             return self._kept.popleft()
         return await self.next_fresh()
 
     async def next_fresh(self) -> Event | Outcome | None:
-        """Like `next`, without what was kept."""
+        """Like `next`, ignoring kept notifications."""
         if self._asks:
             return self._asks.pop(0)
         while True:
@@ -87,7 +87,7 @@ class CallStream:
                 return self._asks.pop(0)
 
     async def next_but_notices(self) -> ServerRequest | Withdrawn | Outcome | None:
-        """Like `next`, but notices are kept for later, the newest `MAX_NOTICES` of them."""
+        """Like `next`, but keep notifications for later, the newest `MAX_NOTICES` of them."""
         while True:
             item = await self.next_fresh()
             if isinstance(item, Notification):
@@ -96,14 +96,14 @@ class CallStream:
                 return item
 
     def number_ask(self) -> int:
-        """Return a number for a request to the client, from 1 on, unique within the call."""
+        """Return a number for a server request, from 1 on, unique within the call."""
         self._asked += 1
         return self._asked
 
     def acquire(self) -> object:
-        """Become the holder of the stream; returns the token for `release_by`.
+        """Become the holder of the stream; return the token for `release_by`.
 
-        The previous holder loses it: the response that suspends a call may still be on its way when the retry comes.
+        The previous holder loses it: the response that suspends a call may still be on its way when the retry arrives.
         """
         self._holder = object()
         return self._holder
@@ -125,11 +125,11 @@ class CallStream:
         self._router.release(self._pending, reason)
 
     def drop_outcome(self) -> None:
-        """Keep the outcome no longer; it has been encoded."""
+        """Free the outcome, which has been encoded."""
         self._pending.drop_outcome()
 
     def _begin_round(self, required: InputRequired) -> GatewayError | None:
-        """Make what the backend wants to know into requests to the client."""
+        """Turn the backend's input requests into server requests to the client."""
         self._rounds += 1
         backend = self._pending.backend
         if self._rounds > MAX_ROUNDS:
@@ -144,11 +144,11 @@ class CallStream:
         self._state, self._answers, self._open = body.state, {}, len(requests)
         for key, wanted in requests.items():
             if wanted.method not in CAPABILITY:
-                return BackendProtocol(backend, f"asked for {wanted.method!r}, which is no input request")
+                return BackendProtocol(backend, f"asked for {wanted.method!r}, which is not an input request")
             try:
                 params = asks.for_version(wanted.method, wanted.params, self.call.caller.version)
             except ValueError as exc:
-                return BackendProtocol(backend, f"asked for what this client cannot be asked: {exc}")
+                return BackendProtocol(backend, f"asked for input that this client cannot be asked for: {exc}")
             params = asks.for_legacy_client(wanted.method, params)
             ask = ServerRequest(wanted.method, params, self._answer_callback(key, wanted.method))
             missing = asks.missing_capability(self.call.caller, wanted.method, params)

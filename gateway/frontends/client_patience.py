@@ -1,4 +1,4 @@
-"""How long a list may wait for the client that asks for it. Pure: a table of measurements."""
+"""The time that a list may wait for a slow backend, by client. Pure: a table of measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import msgspec
 
 SHARE: Final = 0.6
-"""Part of a client's patience that a list may use; its other requests, and a busy machine, need the rest."""
+"""Fraction of a client's patience that a list may use; its other requests, and a busy machine, need the rest."""
 PATIENCE: Final[dict[str, float]] = {
     "ai-sdk-mcp-client": 15.0,  # @ai-sdk/mcp 1.0.102, `tools()`
     "fastmcp": 15.0,  # fastmcp 4.2.3, `list_tools()`, and pydantic-ai 2.68.0, which documents 300 s
@@ -19,23 +19,23 @@ PATIENCE: Final[dict[str, float]] = {
     "inspector-cli": 15.0,  # Inspector 0.15.0, `--cli --method tools/list`; documents 60 s
     "mcp-use": 15.0,  # mcp-use 1.7.1, `list_tools()`
 }
-"""Seconds after which clients still took a list and used its tools, by the name in their `clientInfo`.
+"""Seconds after which clients still accepted a list and used its tools, by the name in their `clientInfo`.
 
-Measured with a server on stdio that answers `initialize` at once and `tools/list` after 15 s. Not listed: clients that
-would gain nothing or that wait less than 7 s in some version or program: Claude Code 2.1.197 (`claude -p` drops what is
-not ready within 2 s, and takes changes later), Codex 0.171.0 (`codex exec` does not wait; documents 10 s), opencode
-(1.18.33 waited 15 s; documents 5 s), and `mcp`, the name of every program on the Python SDK (openai-agents 0.24.0 waits
-for 5 s).
+Measured with a server on stdio that answers `initialize` immediately and `tools/list` after 15 s. Not listed: clients
+that would gain nothing or that wait less than 7 s in some version or program: Claude Code 2.1.197 (`claude -p` drops
+servers that are not ready within 2 s, and accepts changes later), Codex 0.171.0 (`codex exec` does not wait; documents
+10 s), opencode (1.18.33 waited 15 s; documents 5 s), and `mcp`, the name of every program on the Python SDK
+(openai-agents 0.24.0 waits for 5 s).
 """
 DEFAULT_GRACE: Final = GatewaySettings().start_grace
 
 
 def list_patience(client_info: msgspec.Raw, start_grace: float) -> float:
-    """Return the seconds that a list may wait for backends that have never listed anything.
+    """Return the seconds that a list may wait for backends without a known catalog.
 
     Args:
-        client_info: what the client says of itself.
-        start_grace: the operator's setting, which holds for every client unless it is the default.
+        client_info: the client's `clientInfo`.
+        start_grace: the operator's setting, which applies to every client unless it is the default.
     """
     if start_grace != DEFAULT_GRACE:
         return start_grace

@@ -1,9 +1,9 @@
-"""The client's side of a call, for every frontend: what comes of it is brought to the client that asked.
+"""The client's side of a call, for every frontend: events and the outcome are delivered to the client.
 
 Most calls have no task. `Delivery` is the sink of its pending call: the backend's reader ends the call, and in that
 same step the response is encoded for the client's era and written without waiting. Anything else (an event before the
-outcome, another round of input, a client that must be told that the call still runs) starts the call's task in the
-frontend's nursery, which runs the one loop that delivers events, `Delivery.deliver`.
+outcome, another round of input, a keep-alive) starts the call's task in the frontend's nursery, which runs the one loop
+that delivers events, `Delivery.deliver`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class Delivery(ABC):
     """One call of a client until its response is written. Implements `gateway.inflight.pending.ClientSink`.
 
-    `session` is the client's legacy session; a modern client has none. `in_flight` is the table in which its request is
-    found by its id; over HTTP a modern client has none either. Subclasses are the transports.
+    `session` is the client's legacy session; a modern client has none. `in_flight` is the table of its requests by id;
+    over HTTP a modern client has none either. Subclasses are the transports.
     """
 
     __slots__ = ("_handler", "_in_flight", "_pending", "call", "request_id", "session")
@@ -57,7 +57,7 @@ class Delivery(ABC):
     # Without a task.
 
     def begin(self) -> bool:
-        """Submit the call without a task, or respond with what refuses it; False if that has to wait."""
+        """Submit the call without a task, or respond with its refusal; return False if that has to wait."""
         caller = self.call.caller
         if caller.era is Era.MODERN and ("requestState" in self.call.params or caller.log_level is not None):
             return False
@@ -99,8 +99,8 @@ class Delivery(ABC):
         self._forget()
 
     def fail(self, problem: Exception) -> None:
-        """End the client's connection: there is a bug."""
-        Delivery.cancel(self, reason="the gateway has failed")  # a subclass may respond to a cancel
+        """End the client's connection because of a bug."""
+        Delivery.cancel(self, reason="the gateway has failed")  # a subclass may respond to a cancellation
         self.disconnect(problem)
 
     def _forget(self) -> None:
@@ -110,7 +110,7 @@ class Delivery(ABC):
     # In a task.
 
     async def deliver(self, stream: CallStream, item: Event | Outcome | None = None) -> tuple[bytes, int | None] | None:
-        """Bring events to the client, `item` first; return the response and its error code, None if it was closed.
+        """Deliver events, `item` first; return the response and its error code, or None if the call was closed.
 
         The caller releases the stream.
         """
@@ -146,7 +146,7 @@ class Delivery(ABC):
             item = None
 
     async def response(self, stream: CallStream) -> bytes:
-        """Deliver what comes; return the response, and release the stream."""
+        """Deliver events; return the response, and release the stream."""
         holder = stream.acquire()
         try:
             response = await self.deliver(stream)
@@ -157,7 +157,7 @@ class Delivery(ABC):
         return response[0]
 
     async def _next(self, stream: CallStream) -> Event | Outcome | None:
-        """Return what comes next; while nothing does, tell the client that the call still runs."""
+        """Return the next event; meanwhile, keep the client's stream alive."""
         while True:
             with trio.move_on_after(self.patience()):
                 try:
@@ -167,13 +167,13 @@ class Delivery(ABC):
             await self.keep_alive()
 
     async def ask(self, stream: CallStream, request: ServerRequest) -> bytes | Outcome | None:
-        """Bring a server request to the client; return what ends the client's own request with that, or None."""
+        """Pass a server request to the client; return the response if that ends the client's own request, or None."""
         if self.session is None:
             return await self._handler.ask_modern(stream, self.request_id, request)
         await self.send(self.session.server_requests.request(request))
         return None
 
-    # What transports do.
+    # Implemented by the transports.
 
     @abstractmethod
     def respond(self, body: bytes, code: int | None) -> None:
@@ -192,18 +192,18 @@ class Delivery(ABC):
         """Write a message before the response; wait while the client does not read."""
 
     def patience(self) -> float:
-        """Seconds without news after which `keep_alive` is due."""
+        """Seconds without an event after which `keep_alive` is due."""
         return float("inf")
 
     async def keep_alive(self) -> None:  # ruff: ignore[empty-method-without-abstract-decorator] - most need none
-        """Tell the client that the call still runs."""
+        """Tell the client that the call is still running."""
 
     async def pause_stream(self, retry_ms: int) -> None:  # ruff: ignore[empty-method-without-abstract-decorator]
-        """Close the client's stream as the backend has closed its own, for so long; most clients need not know."""
+        """Close the client's stream for a time as the backend has closed its own; optional for transports."""
 
 
 class MessageStream(Protocol):
-    """The one stream through which all messages for a client go: stdio's or an SSE client's."""
+    """The one stream of all messages to a client: stdio's or an SSE client's."""
 
     def respond(self, request_id: Id, body: bytes) -> None:
         """Write a response without waiting, within the bounds of the stream."""
@@ -223,7 +223,7 @@ class MessageStream(Protocol):
 
 
 class StreamDelivery(Delivery):
-    """One call of a client all of whose messages go through one stream."""
+    """One call of a client with a single stream for all messages."""
 
     __slots__ = ("_stream",)
 

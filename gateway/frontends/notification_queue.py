@@ -1,7 +1,7 @@
-"""What a client still has to be told on its own: lists that changed, resources that were updated.
+"""A client's pending notifications: lists that changed, resources that were updated.
 
-Kept by what they are about, the latest of each, so a client that reads slowly hears of everything once and nothing can
-grow: three lists, and as many resources as the client has subscribed to.
+Only the latest notification about each list and resource is kept, so a client that reads slowly gets everything once
+and the queue is bounded: three lists, and the resources that the client has subscribed to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 MAX_DIRECT: Final = 64
-"""Messages for one client alone that may wait for it."""
+"""Pending notifications for this client alone."""
 
 
 class NotificationQueue:
@@ -45,8 +45,8 @@ class NotificationQueue:
         self._enqueue(f"resource {uri}", "notifications/resources/updated", params)
 
     def direct(self, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Note something that is for this client alone; the oldest of too many is dropped."""
-        if method.endswith("/list_changed"):  # seen in its own session with a backend, and perhaps elsewhere too
+        """Queue a notification for this client alone; drop the oldest of too many."""
+        if method.endswith("/list_changed"):  # received in its own session with a backend, and perhaps elsewhere too
             self.add([method.split("/")[1]])
             return
         self._directs += 1
@@ -58,7 +58,7 @@ class NotificationQueue:
         self._event.set()
 
     async def next_batch(self) -> list[bytes]:
-        """Wait for notifications and take them all, encoded."""
+        """Wait for notifications; return all of them, encoded."""
         while not self._pending:
             self._event = trio.Event()
             await self._event.wait()

@@ -1,9 +1,9 @@
 """The frontend of `mcp-gateway connect`: many clients, each on a connection of its own to a Unix socket.
 
-Every connection begins with one line of each side: the relay says what its client sees and how long the gateway stays
-after it (`Hello`), the gateway agrees or says what is wrong. From then on it is a stdio client like any other. Some
-seconds after the last client has gone, the gateway stops. It accepts no connection from the step on in which that is
-decided, so that a relay either gets its session or finds no gateway.
+Every connection begins with one line of each side: the relay sends its client's options and the time for which the
+gateway stays after it (`Hello`), the gateway accepts or names the problem. Then it is a stdio client like any other.
+Some seconds after the last client has disconnected, the gateway stops. It accepts no connection after the step in which
+it decides so, so that a relay either gets its session or finds no gateway.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from gateway.frontends.request_handler import RequestHandler
 
 LISTEN_FD: Final = 3
-"""Where the socket is found, as sd_listen_fds(3) has it."""
+"""The descriptor of the socket, as in sd_listen_fds(3)."""
 FIRST_CLIENT_TIMEOUT: Final = 30.0
-"""Seconds for the first client to come: the relay that started the gateway may have been killed since."""
+"""Seconds for the first client to connect: the relay that started the gateway may have been killed since."""
 HELLO_TIMEOUT: Final = 5.0
-"""Seconds for a relay to say what it wants; it does so right after it has connected."""
+"""Seconds for a relay to send its line; it does so right after it has connected."""
 MAX_HELLO: Final = 4_096
 ACCEPT_PAUSE: Final = 0.1
-"""Seconds until the next try where the process has no more descriptors."""
+"""Seconds until the next attempt if the process has no free descriptors."""
 
 log = logging.getLogger("gateway.relays")
 
@@ -49,7 +49,7 @@ class Hello(msgspec.Struct, kw_only=True):
     """The first line of a relay."""
 
     linger: float
-    """Seconds that the gateway stays when this was its last client."""
+    """Seconds that the gateway stays after this client, if it was the last."""
     view: str | None = None
     separator: Literal["_", "__"] | None = None
     max_name_length: Literal[48, 64] | None = None
@@ -101,14 +101,14 @@ class RelayFrontend:
         self._idle = idle
         self._clients = 0
         self._most = answers.settings.max_sessions
-        self._nursery: trio.Nursery  # of the clients; opened and left by run
+        self._nursery: trio.Nursery  # of the clients; opened and closed by `run`
         self._lease = trio.CancelScope()
         """Counts down while there is no client."""
         self.all_answered = True
-        """Whether every client that left got its answers before."""
+        """Whether every client that left had got all its responses."""
 
     def report(self) -> dict[str, object]:
-        """Return what `ps` shows of a gateway without a terminal: its clients, and where its log is."""
+        """Return the columns of `ps` for a gateway without a terminal: its clients, and the place of its log."""
         return {"clients": self._clients, "log": str(self._path.with_suffix(".log"))}
 
     async def run(self) -> None:
@@ -169,7 +169,7 @@ class RelayFrontend:
 
     async def _serve_client(self, sock: trio.socket.SocketType, hello: Hello) -> None:
         self._clients += 1
-        self._lease.cancel(reason="a client has come")
+        self._lease.cancel(reason="a client has connected")
         names = None
         if hello.separator is not None or hello.max_name_length is not None:
             names = NameChoice(hello.separator, hello.max_name_length)
@@ -192,7 +192,7 @@ class RelayFrontend:
                 self._nursery.start_soon(self._end_lease, hello.linger, self._lease)
 
     async def _end_lease(self, seconds: float, scope: trio.CancelScope) -> None:
-        """Begin to stop, unless a client comes within this time."""
+        """Begin to stop, unless a client connects within this time."""
         with scope:
             await trio.sleep(seconds)
             log.info("no client for %g s: stopping", seconds, extra={"event": "lease_ended"})
@@ -207,7 +207,7 @@ class RelayFrontend:
 
 
 def peer_uid(sock: trio.socket.SocketType) -> int:
-    """Return whose process is at the other end of a Unix socket."""
+    """Return the user id of the process at the other end of a Unix socket."""
     if sys.platform == "linux":
         size = struct.calcsize("3i")
         credentials: tuple[int, ...] = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))

@@ -1,6 +1,6 @@
 """Answer requests in both eras, for every transport.
 
-A frontend passes a request and gets encoded bytes (the gateway's own answer) or a `CallStream` (a call forwarded to a
+A frontend passes a request and gets encoded bytes (the gateway's own response) or a `CallStream` (a call forwarded to a
 backend). Nothing in here knows about sockets or pipes.
 """
 
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 MAX_INSTRUCTIONS: Final = 32_768
 """Characters of merged instructions; they end up in a model's context."""
 MAX_BATCH: Final = 64
-"""Most messages in one batch (only protocol version 2025-03-26 has batches)."""
+"""Maximum messages in one batch (only protocol version 2025-03-26 has batches)."""
 MAX_HOPS: Final = 3
-"""Gateways through which a client may be reached; more are an accident that no comparison of names has found."""
+"""Gateways through which a client may connect; more are a loop that comparing names has not found."""
 LISTEN: Final = "subscriptions/listen"
 
 
@@ -73,36 +73,36 @@ class Listener(Protocol):
 
 
 class RequestHandler:
-    """The gateway's own answers, shared by all frontends."""
+    """The gateway's own responses, shared by all frontends."""
 
     def __init__(
         self, router: Router, version: str, parking: SuspendedCalls, gateways: tuple[str, ...] = ("gateway",)
     ) -> None:
-        """Make one; `gateways` are those that started this one, and itself."""
+        """Make a handler; `gateways` are those that started this one, and itself."""
         self._gateways = gateways
         self.router = router
         self.parking = parking
         self.fleet = router.fleet
         self.listeners: set[Listener] = set()
-        """The subscriptions of modern clients that are open."""
+        """Open subscriptions of modern clients."""
         self.server_info = jsonrpc.raw({"name": self.fleet.settings.name, "version": version})
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})
 
     @property
     def unsent(self) -> Budget:
-        """The bound for what waits for all clients."""
+        """The bound for the unsent bytes of all clients."""
         return self.router.unsent
 
     @property
     def settings(self) -> GatewaySettings:
-        """The settings of the configuration that holds now."""
+        """The settings of the current config."""
         return self.fleet.config.gateway
 
     def decode(self, data: bytes, identity: Identity = ANYBODY) -> Message:
         """Decode one message of a client.
 
-        Where rules, a view or an exclusion limit what this client may use, a message that spells a member twice is
-        refused (`requests.find_second_spelling`).
+        If rules, a view or an exclusion limit what this client may use, a message with a duplicate member is refused
+        (`requests.find_second_spelling`).
 
         Raises:
             jsonrpc.Malformed: it is refused; the message has had no effect.
@@ -124,7 +124,7 @@ class RequestHandler:
     # The legacy era.
 
     def decode_batch(self, data: bytes, identity: Identity, session: LegacySession | None) -> list[Message]:
-        """Decode a batch, which only one protocol version has.
+        """Decode a batch, which exists in one protocol version.
 
         Raises:
             jsonrpc.Malformed: the session has no batches, or a message is refused; none has had an effect.
@@ -135,11 +135,11 @@ class RequestHandler:
         return [self.decode(part, identity) for part in jsonrpc.decode_batch(data, most=MAX_BATCH)]
 
     def introduce(self, message: Message, identity: Identity = ANYBODY) -> ClientIntroduction:
-        """Read `initialize` (2025-11-25 basic/lifecycle); its answer is `greeting`, after `fleet.before_initialize`.
+        """Read `initialize` (2025-11-25 basic/lifecycle); its response is `greeting`, after `fleet.before_initialize`.
 
         Raises:
-            InvalidParams: the params are none of an initialize request.
-            GatewayLoop: the client is reached through this gateway.
+            InvalidParams: the params are not valid for `initialize`.
+            GatewayLoop: the client connects through this gateway.
         """
         try:
             params = jsonrpc.read(_initialize_params, message.params)
@@ -154,7 +154,7 @@ class RequestHandler:
         return ClientIntroduction(version, capabilities, client_info, identity, gateways)
 
     def _refuse_loop(self, gateways: tuple[str, ...]) -> None:
-        """Refuse a client that is reached through this gateway, or through more than `MAX_HOPS`. Raises GatewayLoop."""
+        """Refuse a client that connects through this gateway, or through more than `MAX_HOPS`. Raises GatewayLoop."""
         own = self._gateways[-1]
         if own in gateways or len(gateways) > MAX_HOPS:
             path = " -> ".join((*gateways, own))
@@ -163,7 +163,7 @@ class RequestHandler:
             raise GatewayLoop(text)
 
     def greeting(self, introduction: ClientIntroduction) -> bytes:
-        """Answer `initialize` as this client sees the gateway now: it never asks again."""
+        """Answer `initialize` with the present capabilities for this client: it never asks again."""
         scope = introduction.identity.scope
         return results.initialize_result(
             introduction.version,
@@ -179,10 +179,10 @@ class RequestHandler:
         session.on_end.append(partial(self.fleet.client_gone, session.key))
 
     async def legacy(self, message: Message, session: LegacySession) -> bytes | CallStream:
-        """Answer a legacy request that is not `initialize`, or put it on its way.
+        """Answer a legacy request other than `initialize`, or forward it.
 
         Raises:
-            GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
+            GatewayError: it cannot be done; `errors.to_wire` defines the error that the client gets.
         """
         method = message.method
         if method in methods.LISTED_KIND:
@@ -207,7 +207,7 @@ class RequestHandler:
             try:
                 call = requests.legacy_call(message, caller)
             except GatewayError:
-                return  # nothing that could be called a call
+                return  # not a call
             self.router.turn_away(call, problem)
 
     def _set_level(self, session: LegacySession, params: dict[str, msgspec.Raw]) -> None:
@@ -229,7 +229,7 @@ class RequestHandler:
     # The modern era.
 
     async def ask_modern(self, flow: CallStream, request_id: jsonrpc.Id, ask: ServerRequest) -> bytes | Outcome | None:
-        """Ask a modern client; return the response or outcome that ends its request, or None."""
+        """Pass a server request to a modern client; return the response or outcome that ends its request, or None."""
         if flow.call.method not in methods.SUSPENDABLE:
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"a client cannot be asked anything during {flow.call.method}")
             return None
@@ -243,13 +243,13 @@ class RequestHandler:
         return jsonrpc.response(request_id, results.for_modern(InputRequired(answer), self.server_info))
 
     def _resume(self, call: Call) -> bytes | CallStream | None:
-        """Resume the call of a `requestState`; None if the backend is to get the call again."""
+        """Resume the call of a `requestState`; return None if the backend is to get the call again."""
         try:
             token = jsonrpc.decode_string(call.params["requestState"])
         except ValueError:
             text = "params.requestState must be a string"
             raise InvalidParams(text) from None
-        is_known = self.router.knows(call)  # first, since the state is for the public name of what an app calls
+        is_known = self.router.knows(call)  # first, since the state is for the public name of an app's call
         state = self.parking.sealer.decode(call, token)
         if not state.parked:
             del call.params["requestState"]
@@ -266,10 +266,10 @@ class RequestHandler:
         return answer
 
     async def modern(self, call: Call) -> bytes | CallStream:
-        """Answer a modern request that is not `subscriptions/listen`, or put it on its way.
+        """Answer a modern request other than `subscriptions/listen`, or forward it.
 
         Raises:
-            GatewayError: it cannot be done; `errors.to_wire` says what the client sees.
+            GatewayError: it cannot be done; `errors.to_wire` defines the error that the client gets.
         """
         if call.caller.gateways:
             self._refuse_loop(call.caller.gateways)
@@ -295,16 +295,16 @@ class RequestHandler:
             return answer or CallStream(self.router, await self.router.submit(call))
         text = f"method {call.method!r} is not served"
         if call.method in methods.REMOVED_IN_MODERN:
-            text += f"; protocol version {versions.LATEST_MODERN} does not have it any more"
+            text += f"; protocol version {versions.LATEST_MODERN} no longer has it"
         raise UnknownMethod(text)
 
     # Both.
 
     def _capabilities(self, era: Era, scope: Scope | None) -> dict[str, object]:
-        """Declare what the gateway serves: lists always (backends come and go), the rest if a backend can do it.
+        """Declare the gateway's capabilities: lists always (backends come and go), the rest if a backend has them.
 
-        While a backend starts that has never listed anything, what it may be able to do is declared too: a client that
-        asks for it in vain gets an error, but one that was not told never asks.
+        While a backend without a known catalog starts, its possible capabilities are declared too: a request that fails
+        can be repeated, but a missing capability is never used.
         """
         found: dict[str, object] = {feature: {"listChanged": True} for feature in methods.FEATURES}
         parts = self.fleet.snapshot(scope).parts
@@ -318,7 +318,7 @@ class RequestHandler:
         if perhaps or has_capability(parts, ["resources", "subscribe"]):
             found["resources"] = {"listChanged": True, "subscribe": True}
         if era is Era.LEGACY:
-            found["logging"] = {}  # levels are the gateway's own business: it filters on delivery
+            found["logging"] = {}  # the gateway filters log levels itself, on delivery
         return found
 
     async def _list(self, kind: methods.Kind, params: dict[str, msgspec.Raw], caller: Caller) -> bytes:
@@ -339,7 +339,7 @@ class RequestHandler:
             own[meta.GATEWAYS] = (self._gateways[-1], *self.fleet.gateways())
         if caller.era is Era.LEGACY:
             return encode_list(kind, page, tail=b',"_meta":' + jsonrpc.encode(own) if own else b"")
-        # While a backend is away, what it lists may come any moment.
+        # While a backend is away, its entries may appear at any moment.
         is_whole = all(backend.offered and backend.listing is not None for backend in self.fleet.seen(caller.scope))
         hint = snapshot.hint(kind) if is_whole else KEEP_NOTHING
         tail = b',"_meta":' + jsonrpc.encode({**own, meta.SERVER_INFO: self.server_info}) if own else self._meta_tail
@@ -391,7 +391,7 @@ class RequestHandler:
     def encode_error(
         self, request_id: jsonrpc.Id | None, problem: GatewayError | Failure, era: Era, call: Call | None = None
     ) -> tuple[bytes, int]:
-        """The error response to a request, and its code."""
+        """Return the error response to a request, and its code."""
         match problem:
             case DuplicateId():
                 wire = errors.WireError(jsonrpc.INVALID_REQUEST, str(problem))
@@ -409,7 +409,7 @@ def _undeclared(call: Call, required: InputRequired) -> errors.WireError | None:
     try:
         wanted = (asks.read_input_required(required.result).wanted or {}).values()
     except ValueError:
-        return None  # a form that nobody knows yet: the client may
+        return None  # an unknown form: the client may know it
     for request in wanted:
         if request.method not in methods.CAPABILITY:
             continue
@@ -431,7 +431,7 @@ def encode_notice(notice: Notification, token: jsonrpc.Id | None) -> bytes:
 
 
 def is_wanted(notice: Notification, level: str | None) -> bool:
-    """Whether a notification passes the client's log level; only log messages are filtered."""
+    """Return whether a notification passes the client's log level; only log messages are filtered."""
     if notice.method != "notifications/message":
         return True
     if level is None:
@@ -439,7 +439,7 @@ def is_wanted(notice: Notification, level: str | None) -> bool:
     try:
         severity = meta.LOG_LEVELS.index(jsonrpc.decode_string(notice.params["level"]))
     except (KeyError, ValueError):
-        return True  # a level that nobody knows: better shown than lost
+        return True  # an unknown level: better shown than lost
     return severity >= meta.LOG_LEVELS.index(level)
 
 
@@ -451,7 +451,7 @@ _cancelled = msgspec.json.Decoder(_Cancelled)
 
 
 def cancelled_id(message: Message) -> jsonrpc.Id | None:
-    """The id that a `notifications/cancelled` names; None if it names none (malformed ones are ignored)."""
+    """Return the id in a `notifications/cancelled`; None if it has none (malformed ones are ignored)."""
     try:
         return jsonrpc.read(_cancelled, message.params).requestId
     except jsonrpc.UNDECODABLE:

@@ -1,7 +1,7 @@
 """Resource subscriptions of clients of both eras, counted: a backend is subscribed once, however many clients are.
 
-The first legacy client's own `resources/subscribe` is sent on, so that it gets the backend's own answer; what comes
-after it is the gateway's business. A client that goes takes its subscriptions with it.
+The first legacy client's own `resources/subscribe` is forwarded, so that it gets the backend's own response; the
+gateway answers later ones itself. A client's subscriptions end with it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Refused(RequestError):
 
 
 def can_be_watched(router: Router, backend: str) -> bool:
-    """Whether a backend declares `resources.subscribe`."""
+    """Return whether a backend declares `resources.subscribe`."""
     parts = [part for part in router.fleet.snapshot().parts if part.backend == backend]
     return has_capability(parts, ("resources", "subscribe"))
 
@@ -53,9 +53,9 @@ def watch(
     caller: Caller,
     scope: Callable[[], Scope | None] | None = None,
 ) -> None:
-    """Have a client told when a resource is updated, under the URI by which it knows it, while it may see it.
+    """Notify a client of updates of a resource, under the URI that the client knows, while it may see it.
 
-    `scope` says what it may see at the time, where that may become another than the caller's.
+    `scope` returns the client's present scope, if that may differ from the caller's.
 
     Raises:
         Busy: the client watches too many.
@@ -116,7 +116,7 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
 
 
 async def unsubscribe(router: Router, session: LegacySession, call: Call) -> bytes:
-    """Answer a legacy `resources/unsubscribe`; one that was never subscribed to is fine."""
+    """Answer a legacy `resources/unsubscribe`; one without a subscription is fine."""
     route = await router.route(call)
     router.fleet.wish_list.unwatch(session, route.backend, route.own)
     router.fleet.apply_subscriptions([route.backend])
@@ -131,9 +131,9 @@ async def watch_all(
     changes: NotificationQueue,
     scope: Callable[[], Scope | None] | None = None,
 ) -> list[str]:
-    """Watch what can be watched of these resources for a modern client; returns which those are."""
+    """Watch as many of these resources as possible for a modern client; return those watched."""
     honoured: list[str] = []
-    for uri in uris[:MAX_WATCHED]:  # more are never honoured, and looking each of them up would hold up everybody
+    for uri in uris[:MAX_WATCHED]:  # more are never honoured, and looking each of them up would delay all clients
         call = Call(method="resources/read", name=uri, params={}, meta={}, caller=caller)
         try:
             route = await router.route(call)
@@ -141,5 +141,5 @@ async def watch_all(
                 watch(router, client, route, uri, changes, caller, scope)
                 honoured.append(uri)
         except GatewayError:
-            continue  # not honoured: the acknowledgement says so
+            continue  # not honoured, and therefore not acknowledged
     return honoured

@@ -1,9 +1,9 @@
 """The stdio frontend: one client on this process's stdin and stdout, both eras (2026-07-28 basic/transports/stdio).
 
-`initialize` opens a legacy session for the process; a request with modern `_meta` is served by itself at any time.
+`initialize` opens a legacy session for the process; a request with modern `_meta` is served independently at any time.
 Most calls have no task (`delivery`); all other requests run in tasks of the frontend's own nursery. The number of
-requests in flight is bounded, and while it is reached, or while the client does not read, reading stops. The frontend
-ends when stdin ends.
+requests in flight is bounded; at the bound, or while the client does not read, reading stops. The frontend ends when
+stdin ends.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ if TYPE_CHECKING:
     from gateway.jsonrpc import Id, Message
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
-"""Longest message that a client may send over a pipe; it is the operator's own program, this only stops accidents."""
+"""Longest message that a client may send over a pipe; it is the operator's own program, so this only stops
+accidents."""
 MAX_BATCHES: Final = 16
-"""Batches of the client that may be under way at once; each may hold `MAX_BATCH` messages."""
+"""Batches of the client in flight; each may hold `MAX_BATCH` messages."""
 END_GRACE: Final = 1.0
-"""Seconds that requests under way get when stdin has ended: what a shell pipeline asked is still answered, and a client
-that stops us by closing stdin sends SIGTERM 2 s later (2025-11-25 basic/lifecycle, "Shutdown")."""
+"""Seconds that requests in flight get after the end of stdin: a shell pipeline still gets its responses, and a client
+that stops the gateway by closing stdin sends SIGTERM 2 s later (2025-11-25 basic/lifecycle, "Shutdown")."""
 MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
-"""Bytes of messages that wait for a client which does not read; over it, answers become short errors that say so. While
-more than a mebibyte waits nothing more is read, but what was read by then may all end in memory."""
+"""Bytes waiting for a client that does not read; above it, responses are replaced by short errors. While more than a
+mebibyte waits nothing more is read, but the responses to requests read so far may all be in memory."""
 LAST_ANSWERS: Final = 0.25
-"""Seconds more for telling the client which requests were not done by then."""
+"""Further seconds to tell the client which requests were not done by then."""
 
 log = logging.getLogger("gateway.stdio")
 
@@ -59,7 +60,7 @@ log = logging.getLogger("gateway.stdio")
 class StdioFrontend:
     """The frontend for one client on a pair of file descriptors.
 
-    Several may serve at once, each with a `session` of its own. Requests to the client get ids above `last_asked`.
+    Several may serve at the same time, each with its own `session`. Server requests get ids above `last_asked`.
     """
 
     def __init__(
@@ -90,13 +91,13 @@ class StdioFrontend:
         self._in_flight = InFlight(answers.settings.max_client_requests)
         self._batches = 0
         self._cut_off = False
-        self._nursery: trio.Nursery  # of the requests; opened and left by run
-        self._serving: trio.CancelScope  # of all tasks; opened and left by run
+        self._nursery: trio.Nursery  # of the requests; opened and closed by `run`
+        self._serving: trio.CancelScope  # of all tasks; opened and closed by `run`
 
     async def run(self) -> bool:
         """Serve until stdin ends or the gateway closes.
 
-        Requests in flight get `END_GRACE` seconds then. Returns whether all of them were answered.
+        Requests in flight then get `END_GRACE` seconds. Returns whether all of them were answered.
         """
         fleet = self._answers.fleet
         fleet.subscribe(self._changed)
@@ -110,7 +111,7 @@ class StdioFrontend:
                     try:
                         with self._reading:
                             await self._read()
-                    finally:  # when cancelled, too: these calls end as tasks do, none begins after the nursery's end
+                    finally:  # also when cancelled: these calls end as tasks do; none begins after the nursery
                         deadline = trio.current_time() + END_GRACE
                         self._in_flight.end_at(deadline)
                     self._ending.set()
@@ -137,8 +138,8 @@ class StdioFrontend:
 
     async def _write(self) -> None:
         await self._outbox.run()
-        log.info("the client reads no more")
-        self._reading.cancel(reason="nobody reads our answers")
+        log.info("the client closed its read end")
+        self._reading.cancel(reason="the client does not read responses")
 
     async def _read(self) -> None:
         splitter = LineSplitter(MAX_LINE_BYTES)
@@ -148,17 +149,20 @@ class StdioFrontend:
                     for line in splitter.feed(data):
                         self._handle_line(line)
                     await self._outbox.wait_writable()
-        except (trio.BrokenResourceError, OSError) as exc:  # a client that goes with answers unread resets its socket
-            log.warning("stdin cannot be read (%s), which counts as its end", exc.__cause__ or exc)
-        for line in splitter.feed(b"\n"):  # the last line need not have an end
+        except (
+            trio.BrokenResourceError,
+            OSError,
+        ) as exc:  # a client that disconnects with unread responses resets its socket
+            log.warning("reading stdin failed (%s); treating it as the end", exc.__cause__ or exc)
+        for line in splitter.feed(b"\n"):  # the last line may lack its newline
             self._handle_line(line)
 
     def _post(self, message: bytes) -> None:
-        # One call at a time gains by an immediate write, many by one write for all that end in one turn of the loop.
+        # A single call gains by an immediate write, many by one write for all that end in one step of the loop.
         self._outbox.post(message + b"\n", direct=len(self._in_flight) < 2)
 
     def _handle_line(self, line: bytes | OversizedLine) -> None:
-        """Take in one line: answer it, or start the task that will."""
+        """Handle one line: answer it, or start the task that will."""
         if isinstance(line, OversizedLine):
             text = f"the message has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
             request_id = jsonrpc.recover_id(line.head)
@@ -192,7 +196,7 @@ class StdioFrontend:
             return
         is_modern = requests.is_modern(message)
         if message.method == "initialize" and not is_modern:
-            self._initialize(message, request_id)  # at once: what follows it needs its session
+            self._initialize(message, request_id)  # in this step: the messages after it need its session
             return
         session = None if is_modern else self._session
         if message.method == "tools/call" and (is_modern or session is not None):
@@ -233,17 +237,17 @@ class StdioFrontend:
     async def _request(
         self, scope: trio.CancelScope, request_id: Id, era: Era, response: Coroutine[Any, Any, bytes]
     ) -> None:
-        # The response is in no variable of this task: while the client does not read, the outbox alone holds it.
+        # No variable of this task holds the response: while the client does not read, only the outbox does.
         self._post_response(await self._within(scope, request_id, era, response), request_id)
         await self._outbox.wait_writable()
 
     def _post_response(self, response: bytes | None, request_id: Id | msgspec.UnsetType | None) -> None:
-        """Post a response, or an error if too much waits for a client that does not read."""
+        """Write a response, or an error if too much waits for a client that does not read."""
         if response is None:
             return
         waiting = self._outbox.size
         if waiting and waiting + len(response) > MAX_UNREAD_BYTES:
-            text = f"you do not read: {waiting} bytes wait for you, and the {len(response)} of this answer were dropped"
+            text = f"response dropped: the client is not reading ({waiting} bytes buffered, {len(response)} discarded)"
             known = request_id if isinstance(request_id, int | str) else None
             response = jsonrpc.error_response(known, jsonrpc.INTERNAL_ERROR, text)
         self._post(response)
@@ -323,7 +327,7 @@ class StdioFrontend:
 
     async def _respond_legacy(self, message: Message, request_id: Id) -> bytes:
         if message.method == "server/discover":
-            # Modern servers are told apart by how they answer this without `_meta` (basic/index: -32602).
+            # Clients recognize modern servers by their answer to this without `_meta` (basic/index: -32602).
             text = f"params._meta[{meta.PROTOCOL_VERSION!r}] is required and must be a string"
             return jsonrpc.error_response(request_id, jsonrpc.INVALID_PARAMS, text)
         if self._session is None and message.method != "ping":
@@ -352,7 +356,7 @@ class StdioFrontend:
         return await delivery.response(answer)
 
     async def _listen(self, subscription: Subscription) -> bytes:
-        """Tell a modern client of changes until it cancels, or the gateway stops."""
+        """Notify a modern client of changes until it cancels, or the gateway stops."""
         try:
             self._post(await subscription.open())
             async with trio.open_nursery() as nursery:
@@ -371,7 +375,7 @@ class StdioFrontend:
             subscription.close()
 
     async def _send_notifications(self) -> None:
-        """Tell the legacy client of changes; before `initialize` it has listed nothing that could change."""
+        """Notify the legacy client of changes; before `initialize` it has listed nothing that could change."""
         await self._introduced.wait()
         while True:
             for message in await self._changes.next_batch():
@@ -390,10 +394,10 @@ async def _raise(problem: Exception) -> None:
 
 @asynccontextmanager
 async def open_stdin(fd: int) -> AsyncGenerator[Callable[[], Awaitable[bytes]]]:
-    """A function that reads some bytes of stdin, b"" at its end.
+    """Return a function that reads some bytes of stdin, b"" at its end.
 
-    Pipes, sockets and terminals are read by the loop (their blocking mode is restored at the end); a file cannot be,
-    and is read in a thread, which is abandoned if the gateway stops in the middle of a read.
+    The loop reads pipes, sockets and terminals (their blocking mode is restored at the end); a thread reads files, and
+    is abandoned if the gateway stops during a read.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):

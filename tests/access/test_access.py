@@ -393,7 +393,7 @@ async def test_reload_neither_exposes_the_gateway_nor_misses_keys() -> None:
     running_one = Gateway(guarded, options, None)  # type: ignore[arg-type] - what guards children is for later
     runtime = running_one.runtime
     running_one._check(guarded)
-    with pytest.raises(ConfigError, match="everybody is let in"):
+    with pytest.raises(ConfigError, match="opens the gateway to everyone"):
         running_one._check(open_to_all)
     insecure = Options(transports=("sse",), host="0.0.0.0", insecure=True)
     Gateway(guarded, insecure, None)._check(open_to_all)  # type: ignore[arg-type] - as above

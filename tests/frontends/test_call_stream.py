@@ -140,7 +140,7 @@ async def test_a_url_request_gets_the_legacy_id(autojump_clock: MockClock) -> No
 @pytest.mark.parametrize(
     ("outcome", "said"),
     [
-        (required({"a": ("tools/list", {})}), "'tools/list', which is no input request"),
+        (required({"a": ("tools/list", {})}), "'tools/list', which is not an input request"),
         (required(inputRequests=[]), "in a form that MCP does not have"),
         (required(inputRequests={"a": {}}), "in a form that MCP does not have"),
         (required({"a": (ROOTS, [])}), "in a form that MCP does not have"),

@@ -1,7 +1,7 @@
-"""What every request to an MCP endpoint passes first: Host and Origin, a page's preflight, and who sends it.
+"""The checks before every request to an MCP frontend: Host and Origin, CORS preflight, and authentication.
 
-Nothing is done for a request before it is through: its body is not read, nothing is looked up for it. The headers that
-let a page read an answer are put on all answers, refusals too, or the page could not tell why it was refused.
+Nothing is done for a request before it has passed: its body is not read, and nothing is looked up for it. All responses
+get the headers that let a page read them, refusals too, since the page could not read the reason otherwise.
 """
 
 from __future__ import annotations
@@ -26,29 +26,27 @@ if TYPE_CHECKING:
 
 ALLOWED_METHODS: Final = (b"access-control-allow-methods", b"POST, GET, DELETE")
 PREFLIGHT_FOR: Final = (b"access-control-max-age", b"600")
-"""Seconds for which a browser may remember what a page is allowed to do."""
+"""Seconds for which a browser may cache a preflight."""
 USUAL_HEADERS: Final = (
     b"accept, authorization, content-type, last-event-id, mcp-method, mcp-name, mcp-protocol-version, mcp-session-id,"
     b" x-api-key"
 )
-"""What clients of both eras send; beyond these each tool may have header parameters of its own."""
+"""Headers that clients of both eras send; each tool may have further header parameters of its own."""
 _HEADER_LIST = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
-CUT_OFF: Final = Refusal(
-    401, Revoked.code, "the key that this was asked with was taken away", challenge='Bearer error="invalid_token"'
-)
+CUT_OFF: Final = Refusal(401, Revoked.code, "API key revoked", challenge='Bearer error="invalid_token"')
 
 log = logging.getLogger("gateway.http")
 
 
 class AuthMiddleware:
-    """The one way to the MCP endpoints."""
+    """The authentication of the MCP frontends."""
 
     def __init__(self, policy: HostPolicy, access: Access | None = None) -> None:
         self._policy = policy
         self._access = access
 
     def admits(self, exchange: Exchange) -> bool:
-        """Whether a request passes without waiting; otherwise `serve` decides, and answers."""
+        """Return whether a request passes without waiting; otherwise `serve` decides, and responds."""
         headers, policy, access = exchange.headers, self._policy, self._access
         if (
             len(headers) != len(exchange.scope["headers"])
@@ -67,7 +65,7 @@ class AuthMiddleware:
         return principal is not None and principal.may_use_view(exchange.view)
 
     async def serve(self, exchange: Exchange, handle: Handler) -> None:
-        """Let a request through to `handle`, or answer it here. Returns also where its client has gone."""
+        """Pass a request to `handle`, or refuse it here. Returns also when its client has disconnected."""
         headers = exchange.headers
         try:
             pairs = exchange.scope["headers"]
@@ -81,7 +79,7 @@ class AuthMiddleware:
             if b"origin" in headers:
                 exchange.always = self._policy.cors_headers(headers[b"origin"])
                 if exchange.always and exchange.method == "OPTIONS" and b"access-control-request-method" in headers:
-                    # A preflight bears no key (Fetch, "CORS-preflight request").
+                    # A preflight has no key (Fetch, "CORS-preflight request").
                     wanted = headers.get(b"access-control-request-headers", b"")
                     if _HEADER_LIST.fullmatch(wanted) is None:
                         wanted = USUAL_HEADERS
@@ -101,7 +99,7 @@ class AuthMiddleware:
             log.debug("a client hung up")
 
     async def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
-        """Record the refusal in the audit and answer with it."""
+        """Record the refusal in the audit and send it."""
         if self._access is not None:
             principal = None if exchange.principal is None else exchange.principal.name
             path = exchange.scope["path"]
@@ -118,12 +116,12 @@ class AuthMiddleware:
                 return
             principal, exchange.valid_until = verdict
         exchange.principal = principal
-        if not principal.may_use_view(exchange.view):  # one that does not exist is none of its views either
+        if not principal.may_use_view(exchange.view):  # an unknown view is not one of its views either
             text = f"this key is for the views {', '.join(principal.rules.views or ())} only"
             await self._refuse(exchange, Refusal(403, "view_not_allowed", text))
             return
         if exchange.method != "GET":
-            await handle(exchange)  # what comes of it ends with its session or its call; see `Router.cut_off`
+            await handle(exchange)  # its calls end with the session or on their own; see `Router.cut_off`
             return
         # A stream lasts as long as the client likes, but ends when its key or token does.
         with principal.track_stream(exchange.valid_until) as scope:

@@ -1,6 +1,6 @@
-"""The endpoint of streamable HTTP: both eras at once, as an ASGI app.
+"""The endpoint of streamable HTTP: both eras at one address, as an ASGI app.
 
-Each POST is told apart by era from its version header and `_meta`.
+The version header and `_meta` of each POST determine its era.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class McpEndpoint:
         await self._entrance.serve(Exchange(scope, receive, send, view), self._serve)
 
     def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
-        """Answer a tool call without a task; False if the app must answer, and nothing has happened."""
+        """Submit a tool call without a task; return False, without effect, if the app must handle it."""
         if not exchange.accepts_json:
             return False
         header = exchange.headers.get(headers.VERSION_HEADER)
@@ -59,7 +59,7 @@ class McpEndpoint:
         return (self._modern if era is Era.MODERN else self._streamable).begin(exchange, message, request_id)
 
     def update_principal(self, principal: Principal) -> None:
-        """Have what a principal has open go by its present rules."""
+        """Apply a principal's present rules to its sessions and streams."""
         self.sessions.update_principal(principal)
         for subscription in self._answers.listeners:
             subscription.update_principal(principal)
@@ -72,7 +72,7 @@ class McpEndpoint:
         elif exchange.method in {"GET", "DELETE"} and headers.SESSION_HEADER in exchange.headers:
             await (self._streamable.get if exchange.method == "GET" else self._streamable.delete)(exchange)
         else:
-            # A modern client has no GET or DELETE, a legacy one has a session by then.
+            # A modern client has no GET or DELETE; a legacy one has a session by then.
             await exchange.empty(405, ALLOW)
 
     async def _post(self, exchange: Exchange) -> None:

@@ -1,7 +1,7 @@
 """One HTTP exchange: request head and body in, one JSON document or a stream of SSE events out.
 
-Everything a frontend does with HTTP goes through here, so that an exchange stays a value with few operations that could
-cross a process boundary. A client that has gone raises `ClientGone`; nothing is buffered on its behalf.
+All HTTP of a frontend goes through here, so that an exchange stays a value with few operations that could cross a
+process boundary. A client that has disconnected raises `ClientGone`; nothing is buffered for it.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ EVENT_STREAM: Final = (b"content-type", b"text/event-stream")
 SSE_HEADERS: Final = (
     EVENT_STREAM,
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # proxies must not hold events back (basic/transports/streamable-http)
+    (b"x-accel-buffering", b"no"),  # proxies must not buffer events (basic/transports/streamable-http)
 )
 INVALID_TOKEN: Final = (b"www-authenticate", b'Bearer error="invalid_token"')
 LOCAL: Final = frozenset({None, "127.0.0.1", "::1", "::ffff:127.0.0.1"})
 """Peers on this machine; a Unix socket has no address."""
 MAX_ADDRESS: Final = 64
-"""Characters of an address that a proxy names; IPv6 with a zone fits."""
+"""Maximum characters of a client address from a proxy; IPv6 with a zone fits."""
 KEEP_ALIVE: Final = b": keep-alive\r\n\r\n"
 UNCOMPRESSED: Final = (b"accept-encoding", b"identity")
-"""Tells a client that its compressed body was refused which one is not (RFC 9110, 12.5.3)."""
+"""Tells a client whose compressed body was refused to send it uncompressed (RFC 9110, 12.5.3)."""
 MAX_COPIED: Final = 65_536
-"""Bytes of a message up to which an event is sent in one piece; the copy of a larger one would wait beside it."""
+"""Maximum bytes of a message whose event is sent in one piece; larger ones are not copied."""
 REMEMBERED: Final = 256
-"""Accept headers whose meaning is kept."""
+"""Accept headers whose interpretation is cached."""
 MAX_SHOWN: Final = 100
-"""Characters of a header's value that an error repeats."""
+"""Characters of a header's value quoted in an error."""
 _NO_WEIGHT = re.compile(rb"0(?:\.0*)?")
 
 
@@ -58,15 +58,15 @@ class ClientGone(Exception):
 
 
 class Request(Protocol):
-    """A whole request whose connection needs no task to answer it. Implemented by `gateway.httpd.exchange.Exchange`."""
+    """A whole request that can be answered without a task. Implemented by `gateway.httpd.exchange.Exchange`."""
 
     on_disconnect: Callable[[], None] | None
-    """Called once if the client hangs up before there is a response. It must not wait."""
+    """Called once if the client disconnects before there is a response. It must not wait."""
     body: bytes
 
     @property
     def scope(self) -> Scope:
-        """The request's head, as ASGI has it."""
+        """The ASGI scope."""
         ...
 
     async def receive(self) -> MutableMapping[str, Any]:
@@ -78,7 +78,7 @@ class Request(Protocol):
         ...
 
     def respond_nowait(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Send a whole response without waiting; return False if the client has gone."""
+        """Send a whole response without waiting; return False if the client has disconnected."""
         ...
 
     def start(self, app: Any) -> None:
@@ -110,13 +110,13 @@ class Exchange:
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, view: str | None = None, request: Request | None = None
     ) -> None:
-        """Make one; with a `request`, it can be answered without a task."""
+        """Make an exchange; with a `request`, it can be answered without a task."""
         self.scope = scope
         self._request = request
         pairs = scope["headers"]
         self.headers: dict[bytes, bytes] = dict(pairs)
         accept = self.headers.get(b"accept")
-        if accept is not None and len(self.headers) != len(pairs):  # it may be there on several lines
+        if accept is not None and len(self.headers) != len(pairs):  # it may be split over several lines
             accept = b",".join(value for name, value in pairs if name == b"accept")
         self.accepts_json, self.accepts_stream = accepted(accept)
         self._receive = receive
@@ -125,20 +125,20 @@ class Exchange:
         self._streaming = False
         self._complete = False
         self.always: tuple[tuple[bytes, bytes], ...] = ()
-        """Headers of the response, whatever it is."""
+        """Headers of every response."""
         self.principal: Principal | None = None
-        """Who has proved to be the client, where the gateway asks for that."""
+        """The authenticated principal, if the gateway requires authentication."""
         self.valid_until = math.inf
-        """On the loop's clock: until when that proof holds."""
+        """On the loop's clock: the time at which the authentication expires."""
 
         self.view = view
         """The view whose endpoint was used, None for the gateway's own."""
         self.names: NameChoice | None = None
-        """The names that the client has chosen in the address."""
+        """The names chosen in the address."""
 
     @property
     def identity(self) -> Identity:
-        """Who sends this by which door; equal ones are the same object, nearly always."""
+        """The principal and the endpoint of the request; equal ones are nearly always the same object."""
         if self.principal is not None:
             return self.principal.identity_at(self.view, self.names)
         return ANYBODY if self.view is self.names is None else at_endpoint(ANYBODY, self.view, self.names)
@@ -151,10 +151,10 @@ class Exchange:
 
     @property
     def counted_address(self) -> str | None:
-        """The address to which limits count a request.
+        """The address that limits count a request by.
 
-        Behind a reverse proxy on this machine that is the one that the proxy has added. A client may forge it where the
-        proxy adds none, which only takes it out of the share of all others that come through the proxy.
+        Behind a reverse proxy on this machine that is the address that the proxy adds. If the proxy adds none, a client
+        may forge it, which only separates it from the share of all other clients of the proxy.
         """
         address = self.address
         if address in LOCAL:
@@ -163,12 +163,12 @@ class Exchange:
         return address
 
     def while_valid(self) -> AbstractContextManager[object]:
-        """A block that ends as soon as the client's key or token is no good any more, if it has one."""
+        """A block that ends as soon as the client's key or token, if any, is revoked or expires."""
         return nullcontext() if self.principal is None else self.principal.track_stream(self.valid_until)
 
     @property
     def begun(self) -> bool:
-        """Whether a response has been begun."""
+        """Whether a response has been started."""
         return self._begun
 
     @property
@@ -177,10 +177,10 @@ class Exchange:
         return self.scope["method"]
 
     async def read_body(self, most: int) -> bytes | None:
-        """The whole body; None if it is larger than `most` bytes.
+        """Read the whole body; return None if it is larger than `most` bytes.
 
         Raises:
-            ClientGone: the client hung up before its body was complete.
+            ClientGone: the client disconnected before its body was complete.
         """
         length = self.headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > most:
@@ -199,15 +199,15 @@ class Exchange:
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    # Without a task; only where the exchange was made with a request.
+    # Without a task; only for an exchange made with a request.
 
     def on_disconnect(self, notify: Callable[[], None] | None) -> None:
-        """Have `notify` called if the client hangs up, until a task serves the exchange."""
+        """Have `notify` called if the client disconnects, until a task serves the exchange."""
         if self._request is not None:
             self._request.on_disconnect = notify
 
     def respond_nowait(self, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = (JSON,)) -> None:
-        """Send a whole response without waiting; nothing if the client has gone."""
+        """Send a whole response without waiting; a no-op if the client has disconnected."""
         if self._request is not None:
             self._request.respond_nowait(status, headers, body)
 
@@ -227,12 +227,12 @@ class Exchange:
     # In a task.
 
     async def hung_up(self) -> None:
-        """Wait until the client has gone. The body must have been read."""
+        """Wait until the client has disconnected. The body must have been read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
     async def message(self, message: bytes, *headers: tuple[bytes, bytes]) -> None:
-        """Answer 200 with one JSON-RPC message: as JSON, or as an event where the client takes nothing else."""
+        """Answer 200 with one JSON-RPC message: as JSON, or as an event if the client accepts nothing else."""
         if self.accepts_json or not self.accepts_stream:
             await self.json(200, message, *headers)
             return
@@ -264,14 +264,14 @@ class Exchange:
         await self._document(status, b"", *headers, *self.always)
 
     async def _document(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-        """Send a whole response. It is complete only once all of it was taken: before that, `end_stream` can end it."""
+        """Send a whole response. Until the client has read all of it, `end_stream` can abort it."""
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, length, *headers)
         await self._emit({"type": "http.response.body", "body": body})
         self._complete = True
 
     async def event(self, message: bytes, event_id: bytes = b"") -> None:
-        """Send one message as an SSE event, under an id where the stream can be resumed; the first opens the stream."""
+        """Send one message as an SSE event, with an id if the stream can be resumed; the first opens the stream."""
         head = b"event: message\r\nid: " + event_id + b"\r\ndata: " if event_id else b"event: message\r\ndata: "
         if len(message) <= MAX_COPIED:
             await self.frames(head + message + b"\r\n\r\n")
@@ -280,12 +280,12 @@ class Exchange:
             await self.frames(part)
 
     async def mark(self, event_id: bytes, *, retry: int | None = None) -> None:
-        """Send an event without data: the client can come back with its id, not before `retry` milliseconds."""
+        """Send an event without data: the client can resume after its id, not before `retry` milliseconds."""
         wait = b"" if retry is None else b"retry: %d\r\n" % retry
         await self.frames(b"id: " + event_id + b"\r\n" + wait + b"data: \r\n\r\n")
 
     async def keep_alive(self) -> None:
-        """Send an SSE comment, so that intermediaries and clients see life."""
+        """Send an SSE comment, to keep intermediaries and clients from timing out."""
         await self.frames(KEEP_ALIVE)
 
     async def frames(self, data: bytes) -> None:
@@ -295,10 +295,10 @@ class Exchange:
         await self._emit({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end_stream(self) -> None:
-        """End the response; one that was never begun becomes an empty stream. Nothing if it is complete.
+        """End the response; without a start it becomes an empty stream. A no-op if it is complete.
 
         Raises:
-            ClientGone: a document was cut off halfway, which only the end of its connection can tell the client.
+            ClientGone: a document was cut off, and only closing its connection can tell the client.
         """
         if self._complete:
             return
@@ -326,12 +326,12 @@ class Exchange:
 
 @lru_cache(REMEMBERED)
 def accepted(accept: bytes | None) -> tuple[bool, bool]:
-    """Return whether an Accept header takes JSON, and event streams; without one a client takes all."""
+    """Return whether an Accept header allows JSON, and event streams; without one both are allowed."""
     return _accepts(accept or b"*", b"application/json"), _accepts(accept or b"*", b"text/event-stream")
 
 
 def _accepts(accept: bytes, media_type: bytes) -> bool:
-    """Whether an Accept header takes a media type: the most specific range decides (RFC 9110, 12.5.1)."""
+    """Return whether an Accept header allows a media type: the most specific range decides (RFC 9110, 12.5.1)."""
     found: dict[bytes, bool] = {}
     for element in accept.lower().split(b","):
         media_range, *parameters = (part.strip() for part in element.split(b";"))
@@ -344,19 +344,19 @@ def _accepts(accept: bytes, media_type: bytes) -> bool:
 
 
 def compressed(exchange: Exchange) -> str | None:
-    """How a request's body is compressed (RFC 9110, 8.4); None if it is not."""
+    """Return the compression of a request's body (RFC 9110, 8.4); None without one."""
     value = exchange.headers.get(b"content-encoding", b"").decode("latin-1")
     names = [name for name in map(str.strip, value.split(",")) if name and name.lower() != "identity"]
     return ", ".join(names)[:MAX_SHOWN] or None
 
 
 def explain_compressed(encoding: str) -> str:
-    """Why a compressed body is refused."""
+    """Return the reason for refusing a compressed body."""
     return f"the Content-Encoding {encoding!r} is not supported; send the body uncompressed"
 
 
 async def read_json(exchange: Exchange, most: int) -> bytes | None:
-    """The body of a POST that must hold JSON; None if it was refused, which has been answered. Raises ClientGone."""
+    """Read the body of a POST that must hold JSON; refuse it and return None if it is not valid. Raises ClientGone."""
     encoding = compressed(exchange)
     if encoding is not None:
         text = explain_compressed(encoding)
@@ -370,14 +370,14 @@ async def read_json(exchange: Exchange, most: int) -> bytes | None:
     if body is None:
         text = f"the body is larger than {most} bytes (gateway.max_body_bytes)"
         await exchange.refuse(413, text)
-    elif exchange.principal is not None and exchange.principal.ended:  # while the body was on its way
+    elif exchange.principal is not None and exchange.principal.ended:  # while the body was arriving
         await exchange.json(401, Refusal(401, Revoked.code, str(Revoked())).encode(), INVALID_TOKEN)
         return None
     return body
 
 
 class NullExchange(Exchange):
-    """Stands for the client that has gone and may come back: takes everything and sends nothing."""
+    """A substitute for the exchange of a disconnected client that may return: accepts everything, sends nothing."""
 
     __slots__ = ()
 

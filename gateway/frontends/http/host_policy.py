@@ -1,7 +1,7 @@
-"""Who may talk to the HTTP frontend at all: Host and Origin (2025-11-25 and 2026-07-28, transports, "Security").
+"""The Host and Origin checks of the HTTP frontend (2025-11-25 and 2026-07-28, transports, "Security").
 
 A web page that a user visits can make the browser send requests to loopback; the Host check stops DNS rebinding, the
-Origin check everything else that a page can do. Header values are few, so verdicts are remembered, within a bound.
+Origin check everything else that a page can do. Header values are few, so verdicts are cached, within a bound.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ ANY_PAGE: Final = (b"access-control-allow-origin", b"*")
 EXPOSED: Final = (b"access-control-expose-headers", b"Mcp-Session-Id, WWW-Authenticate, Retry-After")
 VARY: Final = (b"vary", b"Origin")
 MAX_SHOWN: Final = 100
-"""Characters of a header's value that an error repeats."""
+"""Characters of a header's value quoted in an error."""
 REMEMBERED: Final = 256
-"""Header values whose verdict is kept."""
+"""Header values whose verdict is cached."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone; a name other than localhost may be any."""
+    """Return whether a listen address is reachable from this machine only; a name other than localhost may be any."""
     if host in LOOPBACK:
         return True
     import ipaddress  # 3 ms that usual starts do not pay
@@ -41,7 +41,7 @@ def is_loopback(host: str) -> bool:
 
 
 class HostPolicy:
-    """Says which Host and Origin values are ours."""
+    """Decides which Host and Origin values are allowed."""
 
     def __init__(self, bound_host: str) -> None:
         host = canonical_host(bound_host)
@@ -52,7 +52,7 @@ class HostPolicy:
         self._forget()
 
     def permit(self, origins: Iterable[str], hosts: Iterable[str]) -> None:
-        """Accept these origins (`*`: all) and host names beside the gateway's own, in place of those before."""
+        """Replace the allowed origins (`*`: all) and the host names beside the gateway's own."""
         given = frozenset(origins)
         self._any_page = "*" in given
         self._pages = frozenset(map(parse_origin, given)) - {None}
@@ -64,7 +64,7 @@ class HostPolicy:
         self.origin_is_ours: Callable[[bytes], bool] = lru_cache(REMEMBERED)(self._origin_is_ours)
 
     def refusal(self, headers: dict[bytes, bytes]) -> Refusal | None:
-        """Why a request with these headers is refused, or None."""
+        """Return the reason to refuse a request with these headers, or None."""
         host = headers.get(b"host", b"")
         if not self.host_is_ours(host):
             return Refusal(
@@ -78,13 +78,13 @@ class HostPolicy:
             return Refusal(
                 403,
                 "unknown_origin",
-                f"the Origin {_shown(origin)} is a web page that may not use this gateway (access.allow_origins);"
+                f"the Origin {_shown(origin)} is not allowed to use this gateway (access.allow_origins);"
                 " add it there if it is yours",
             )
         return None
 
     def cors_headers(self, origin: bytes) -> tuple[tuple[bytes, bytes], ...]:
-        """What lets a page from this origin read answers (Fetch, "HTTP responses"); nothing for one not permitted."""
+        """Return the headers that let a page from this origin read responses (Fetch, "HTTP responses")."""
         if self._any_page:
             return (ANY_PAGE, EXPOSED)
         if parse_origin(origin.decode("latin-1")) not in self._pages:

@@ -1,7 +1,7 @@
-"""Where the HTTP frontend listens: an address or a Unix socket, with or without TLS.
+"""The listen address of the HTTP frontend: TCP or a Unix socket, with or without TLS.
 
-A Unix socket's file has its mode before anybody can connect, takes the place of one that nobody listens on any more,
-and is removed at the end, unless another gateway has put its own there meanwhile.
+A Unix socket's file has its mode before any client can connect, replaces a stale one, and is removed at the end unless
+another gateway has replaced it meanwhile.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ if TYPE_CHECKING:
     from gateway.config.access import AccessSettings
 
 BACKLOG: Final = 1_024
-"""Connections that may wait to be accepted: a thousand clients may come at once."""
+"""Connections in the accept queue: a thousand clients may connect together."""
 FIRST_INHERITED: Final = 3
 """The first descriptor that a service manager passes (sd_listen_fds(3))."""
 KNOCK_WAIT: Final = 1.0
-"""Seconds for finding out whether somebody listens on a Unix socket that is there already."""
+"""Seconds to check whether a program listens on an existing Unix socket."""
 
 
 class ListenError(GatewayError):
-    """The address cannot be bound; the message says which option to change."""
+    """The address cannot be bound; the message names the option to change."""
 
     code: ClassVar[str] = "listen_failed"
 
 
 class InsecureListen(ListenError):
-    """The gateway would be open to a network without asking anybody for a key; `hint` says what to do."""
+    """The gateway would be open to a network without authentication; `hint` names the remedy."""
 
     code: ClassVar[str] = "insecure_listen"
 
     hint = (
-        "give each client a key (`mcp-gateway hash-key NAME`; section 'access' of the config), or say --insecure if"
-        " that is meant"
+        "give each client a key (`mcp-gateway hash-key NAME`; section 'access' of the config), or use --insecure"
+        " if that is intended"
     )
 
 
 class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to listen. With `uds`, a path, there is no host and no port."""
+    """A listen address. With `uds`, a path, there is no host and no port."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -97,27 +97,27 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_private(self) -> bool:
-        """Whether only this machine gets there: by loopback, or by a file whose mode says who may."""
+        """Whether only this machine can connect: over loopback, or through a file whose mode restricts access."""
         return self.uds is not None or is_loopback(self.host)
 
     @property
     def policy_host(self) -> str:
-        """The host name that requests must bear; any where a Unix socket is served, which no web page gets to."""
+        """The host name that requests must have; any for a Unix socket, which web pages cannot reach."""
         return "" if self.uds is not None else self.host
 
     @property
     def admin_host(self) -> str:
-        """The host by which the management API tells whether reading is open."""
+        """The host by which the management API decides whether reading needs a token."""
         return "localhost" if self.is_private else self.host
 
     def check(self, access: AccessSettings | None) -> None:
-        """Raise Exposed where others than this machine's users would be let in without a word."""
+        """Raise Exposed if users of other machines could connect without authentication."""
         if not self.is_private and not (access is not None and access.requires_credentials):
-            text = f"with --host {self.host} and no keys everybody is let in who reaches this machine"
+            text = f"--host {self.host} without keys opens the gateway to everyone who can reach this machine"
             raise InsecureListen(text)
 
     def open(self) -> ListeningSocket:
-        """Listen; what will not do (a taken port, an unreadable certificate) is told here. Raises ListenError."""
+        """Listen. Raises ListenError, for example for a port in use or an unreadable certificate."""
         if self.tls_cert is not None:
             from hypercorn.config import Config as HypercornConfig
 
@@ -138,21 +138,21 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
             raise ListenError(text) from None
 
     def set_tls(self, config: HypercornConfig) -> bool:
-        """Have Hypercorn serve TLS, if that is wanted; returns whether it is. Raises ListenError."""
+        """Configure TLS if requested; return whether it is. Raises ListenError."""
         if self.tls_cert is None:
             return False
         config.certfile = str(self.tls_cert)
         config.keyfile = str(self.tls_key or self.tls_cert)
         try:
             config.create_ssl_context()
-        except OSError as exc:  # of which those of TLS are some
+        except OSError as exc:  # a superclass of TLS errors
             text = f"--tls-cert {self.tls_cert}, --tls-key {config.keyfile}: {exc.strerror or exc}"
             raise ListenError(text) from None
         return True
 
 
 class ListeningSocket:
-    """A socket that listens, open as long as the `with` block; the file that it may have goes with it."""
+    """A listening socket, open as long as the `with` block; its file, if any, is removed with it."""
 
     def __init__(self, binding: ListenAddress, sock: socket.socket) -> None:
         self.binding = binding
@@ -166,7 +166,7 @@ class ListeningSocket:
         self.close()
 
     def urls(self, paths: Iterable[str]) -> list[str]:
-        """What to tell people, one for each path; for a Unix socket in the form that nginx has."""
+        """The addresses to display, one for each path; for a Unix socket in nginx's form."""
         binding = self.binding
         scheme = "http" if binding.tls_cert is None else "https"
         if binding.uds is not None:
@@ -175,17 +175,17 @@ class ListeningSocket:
         return [f"{scheme}://{host}:{self.socket.getsockname()[1]}{path}" for path in paths]
 
     def close(self) -> None:
-        """Listen no more, and remove the file of a Unix socket unless it is somebody else's by now."""
+        """Stop listening, and remove the file of a Unix socket unless another program has replaced it."""
         self.socket.close()
         path, mark = self.binding.uds, self._mark
         self._mark = None
         if path is not None and mark is not None and _mark(path) == mark:
-            with contextlib.suppress(OSError):  # gone already, which is what was wanted
+            with contextlib.suppress(OSError):  # already removed
                 path.unlink()
 
 
 def _mark(path: Path) -> tuple[int, int] | None:
-    """What tells the file of a Unix socket from another of the same name."""
+    """Return the identity of a Unix socket's file, to tell it from another with the same path."""
     try:
         status = path.lstat()
     except OSError:
@@ -204,7 +204,7 @@ def _open_unix(path: Path, mode: int) -> socket.socket:
         finally:
             os.umask(before)
         sock.listen(BACKLOG)
-        temporary.replace(path)  # in one step: there is no moment without a socket, or with somebody else's file gone
+        temporary.replace(path)  # atomic: the path never lacks a socket, and no file of another program is removed
     except OSError as exc:
         sock.close()
         with contextlib.suppress(OSError):
@@ -216,13 +216,13 @@ def _open_unix(path: Path, mode: int) -> socket.socket:
 
 
 def _check_free(path: Path) -> None:
-    """Raise OSError unless there is nothing at the path, or a socket that nobody listens on."""
+    """Raise OSError unless the path is free or holds a stale socket."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
-        raise OSError(errno.EEXIST, "there is a file that is no socket")
+        raise OSError(errno.EEXIST, "the path exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
         knock.settimeout(KNOCK_WAIT)
         try:

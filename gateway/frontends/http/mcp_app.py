@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Paths:
-    """Where clients find the transports; `None` where one is not served."""
+    """The paths of the transports; `None` for one that is not served."""
 
     __slots__ = ("mcp", "messages", "sse")
 
@@ -40,7 +40,7 @@ class Paths:
         self.messages = messages
 
     def all(self) -> list[str]:
-        """Every path that is answered, without the slash at its end that some clients add."""
+        """Every path that is served, without the trailing slash that some clients add."""
         paths = [self.mcp] if self.sse is None else [self.mcp, self.sse, self.messages]
         return [view_routing.without_slash(path) for path in paths if path is not None]
 
@@ -49,7 +49,7 @@ class McpApp:
     """Implements `gateway.access.table.AccessObserver`.
 
     `policy` follows the settings of `access`. With `shows_metadata` the metadata of the protected resource (RFC 9728)
-    are answered too. Sessions and streams end when `closing` is set.
+    are served too. Sessions and streams end when `closing` is set.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class McpApp:
 
     @property
     def streams(self) -> int:
-        """Streams on which clients receive what is no response to a request."""
+        """Open streams of server-to-client notifications."""
         return self.endpoint.sessions.streams + len(self.sse) + len(self.handler.listeners)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Own the sessions until cancelled; requests may still come after `closing` has ended them."""
+        """Own the sessions until cancelled; requests may still arrive after `closing` has ended them."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.endpoint.sessions.run)
             self.handler.fleet.subscribe(self._notify_list_changed)
@@ -111,7 +111,7 @@ class McpApp:
                 self._end_sessions()
 
     def begin(self, request: Request) -> bool:
-        """Answer an ordinary tool call without a task; False if `serve` must answer, and nothing has happened."""
+        """Submit an ordinary tool call without a task; return False, without effect, if `serve` must handle it."""
         path, view, fleet = request.scope["path"], None, self.handler.fleet
         if request.scope["method"] != "POST":
             return False
@@ -146,7 +146,7 @@ class McpApp:
         return begin(exchange, message, request_id)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Answer one HTTP request; return False, with nothing sent, where its path is none of these."""
+        """Answer one HTTP request; return False, with nothing sent, if its path is not served here."""
         path = view_routing.without_slash(scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")))
         if path == self._mcp_path:
             await self.endpoint(scope, receive, send)
@@ -179,11 +179,11 @@ class McpApp:
     # `AccessObserver`
 
     def apply_access(self) -> None:
-        """Follow the settings of the access control."""
+        """Apply the settings of the access control."""
         self.policy.permit(self._access.settings.allow_origins, self._access.settings.allow_hosts)
 
     def update_principal(self, principal: Principal) -> None:
-        """Have what a principal has open go by its present rules."""
+        """Apply a principal's present rules to its sessions and streams."""
         self.endpoint.update_principal(principal)
         self.sse.update_principal(principal)
 

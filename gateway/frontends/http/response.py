@@ -1,7 +1,7 @@
-"""How one call's events and outcome become the response of one HTTP exchange.
+"""The response of one HTTP exchange, made from one call's events and outcome.
 
-JSON when the outcome comes with nothing before it, written in the step in which the backend's answer is read; a stream
-from the first event, or after `sse_after` seconds of silence, with comments to keep it alive. A client that takes no
+JSON if the outcome arrives before any event, written in the step in which the backend's answer is read; a stream from
+the first event on, or after `sse_after` seconds of silence, with comments to keep it alive. A client that accepts no
 stream gets JSON and no events. The modern era is below, the legacy one in `frontends/legacy/resumable.py`.
 """
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from gateway.jsonrpc import Id
 
 WATCH_AFTER: Final = 0.02
-"""Seconds a call may run in a task before another task watches for its client's hang-up: quick calls do without. A
-hang-up that comes earlier is not lost, it waits in the server's queue."""
+"""Seconds a call may run in a task before another task watches for its client's disconnect, which quick calls do not
+need: an earlier disconnect is not lost, it waits in the server's queue."""
 HUNG_UP: Final = "the client hung up"
 
 
@@ -72,9 +72,9 @@ class HttpDelivery(Delivery):
     # In a task.
 
     async def run(self, stream: CallStream, first: Event | Outcome | None = None) -> None:
-        """Send what comes, `first` before all else, until the response is complete. Raises ClientGone."""
+        """Deliver events, `first` before all others, until the response is complete. Raises ClientGone."""
         response = await self.deliver(stream, first)
-        if response is None:  # closed: the client cancelled, and gets no answer
+        if response is None:  # closed: the client cancelled, and gets no response
             await self._exchange.end_stream()
         else:
             await self.end(*response)
@@ -105,15 +105,15 @@ class HttpDelivery(Delivery):
             await self._exchange.keep_alive()
 
     async def ask(self, stream: CallStream, request: ServerRequest) -> bytes | Outcome | None:
-        """Bring a request to the client, if it takes a stream."""
+        """Pass a server request to the client, if it accepts a stream."""
         if self.session is None or self._can_stream:
             return await super().ask(stream, request)
-        request.refuse(INTERNAL_ERROR, "the client takes no event stream, so it cannot be asked anything")
+        request.refuse(INTERNAL_ERROR, "the client accepts no event stream, so server requests cannot reach it")
         return None
 
 
 class ModernDelivery(HttpDelivery):
-    """A call whose client cancels by hanging up; a server request ends its response, and suspends the call."""
+    """A call that its client cancels by disconnecting; a server request ends its response, and suspends the call."""
 
     __slots__ = ()
 
@@ -122,12 +122,12 @@ class ModernDelivery(HttpDelivery):
         self._exchange.start_task(partial(self.carry, stream))
 
     def begin(self) -> bool:
-        """Submit the call without a task, until the client hangs up."""
+        """Submit the call without a task, until the client disconnects."""
         self._exchange.on_disconnect(partial(self.cancel, reason=HUNG_UP))
         return super().begin()
 
     async def carry(self, stream: CallStream) -> None:
-        """Carry the response to its end, or until the client hangs up. Raises ClientGone."""
+        """Deliver the response to its end, or until the client disconnects. Raises ClientGone."""
         holder = stream.acquire()
         try:
             first: Event | Outcome | None = None
@@ -135,7 +135,7 @@ class ModernDelivery(HttpDelivery):
                 first = await stream.next()
             if first is not None and not isinstance(first, Notification | ServerRequest | Withdrawn | StreamClosed):
                 response = self._handler.encode_outcome(self.call, self.request_id, first)
-                first = None  # neither the pending call nor this task keeps it beside the response
+                first = None  # neither the pending call nor this task keeps it alive while it is sent
                 stream.drop_outcome()
                 await self.end(*response)
                 return

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     AsgiApp = Any
 
 PROBES: Final = frozenset({"/livez", "/readyz"})
-"""Answered also when all connections are taken."""
+"""Served also when all connections are in use."""
 GRACEFUL_TIMEOUT: Final = 1.0
 """Seconds that connections get after all streams were ended; calls have been drained before."""
 
@@ -32,7 +32,7 @@ log = logging.getLogger("gateway.http")
 
 
 def find_descriptor_limit() -> int | None:
-    """Return how many files this process may have open; None where there is no limit."""
+    """Return the limit of open files of this process; None without one."""
     try:
         import resource
     except ImportError:  # Windows
@@ -98,10 +98,10 @@ class HttpFrontend:
         settings = self._mcp.handler.settings
         connections = settings.max_connections
         if (descriptors := find_descriptor_limit()) is not None:
-            # Backends, the control socket and files need some, too; silent clients must not take them all.
+            # Backends, the control socket and files need some, too; silent clients must not use them all.
             connections = max(1, min(connections, descriptors - descriptors // 4 - Limits().reserve))
         if connections < settings.max_connections:
-            log.info("max_connections is lowered to %d: at most %d files may be open", connections, descriptors)
+            log.info("max_connections lowered to %d: the limit of open files is %d", connections, descriptors)
         return Limits(connections=connections, per_address=settings.max_silent_connections, probes=PROBES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""What an address says: the view, below the path of the endpoint, and the names that the client wants, as its query."""
+"""The address of a request: its view, from the path below the endpoint, and its name choices, from the query."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from gateway.frontends.http.exchange import Exchange
 
 NO_VIEW: Final = (
-    "there is no such view here: views stand in the section 'views' of the gateway's config, and each is found under"
+    "no such view: views are defined in the section 'views' of the gateway's config, and each is served under"
     " its name below the endpoint, as in /mcp/NAME"
 )
 
 
 def without_slash(path: str) -> str:
-    """A path without the slash that many clients and guides write at its end."""
+    """Strip the trailing slash that many clients and guides write."""
     return path.rstrip("/") or "/"
 
 
 def view_in(path: str, endpoint: str | None, views: Container[str]) -> str | None:
-    """The view that a path below an endpoint names; None where it names none.
+    """Return the view that a path below an endpoint names; None without one.
 
-    It need not exist, for what is asked of a view that is gone must be answered as such; but an endpoint at the root
-    has only the views that there are, since everything else is below it, too.
+    It need not exist, since a request to a removed view must be answered as such; but an endpoint at the root has only
+    the existing views, since everything else is below it, too.
     """
     if endpoint is None or not path.startswith(endpoint):
         return None
@@ -38,13 +38,13 @@ def view_in(path: str, endpoint: str | None, views: Container[str]) -> str | Non
 
 
 def choose_names(exchange: Exchange) -> None:
-    """Note the names that the query of a request chooses. Raises ValueError for names that cannot be chosen."""
+    """Store the name choices of a request's query. Raises ValueError if they are not allowed."""
     if query := exchange.scope.get("query_string"):
         exchange.names = chosen_names(query)
 
 
 def chosen_names(query: bytes) -> NameChoice | None:
-    """The names that a query chooses, None for those of the config. Raises ValueError for what cannot be chosen."""
+    """Return the name choices of a query, None for those of the config. Raises ValueError if they are not allowed."""
     if b"separator" not in query and b"max_name_length" not in query:
         return None
     members = parse_qs(query.decode("latin-1"), keep_blank_values=True)
@@ -60,5 +60,5 @@ def chosen_names(query: bytes) -> NameChoice | None:
 
 
 async def refuse(exchange: Exchange) -> None:
-    """Answer who has come to the endpoint of a view that there is not. Raises ClientGone."""
+    """Answer a request to a view that does not exist. Raises ClientGone."""
     await exchange.refuse(404, NO_VIEW)

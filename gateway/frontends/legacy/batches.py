@@ -1,4 +1,4 @@
-"""Batches, which one protocol version has (2025-03-26 basic, "Batching"), over stdio and streamable HTTP."""
+"""Batches, which exist in one protocol version (2025-03-26 basic, "Batching"), over stdio and streamable HTTP."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def respond_to_batch(
     in_flight: InFlight,
     respond: Respond,
 ) -> bytes | None:
-    """Return the batch of responses, in the order in which they come; None if there are none.
+    """Return the batch of responses, in order of arrival; None if there are none.
 
     `respond` returns the response to one request, or None if it was cancelled, and removes it from `in_flight`.
     """

@@ -1,8 +1,8 @@
-"""What was sent on the streams of one legacy session, kept for clients that come back (2025-11-25 basic/transports).
+"""Sent events of one legacy session's streams, kept for clients that reconnect (2025-11-25 basic/transports).
 
-Pure bookkeeping. An event's id is `<session tag>-<stream>-<number>`: it says which stream it belongs to, and one of
-another session is recognised as a stranger. Invariant: what is kept is bounded for each stream, each session and all
-sessions together; the oldest goes first, and of a stream that has ended either the end is kept or nothing.
+Pure bookkeeping. An event's id is `<session tag>-<stream>-<number>`: it identifies its stream, and an id of another
+session is recognised as foreign. Invariant: kept events are bounded for each stream, each session and all sessions
+together; the oldest are dropped first, and of a stream that has ended either the end is kept or nothing.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from gateway.budget import Budget
 
 MAX_STREAM_EVENTS: Final = 256
-"""Events of one stream that are kept: as many as a call may have waiting for its client."""
+"""Events kept of one stream: as many as a call may have waiting for its client."""
 MAX_STREAM_BYTES: Final = 1_048_576
-"""Bytes of one stream that are kept. A larger event is kept by no stream; its own delivery needs no keeping."""
+"""Bytes kept of one stream. A larger event is never kept; its own delivery does not need it."""
 MAX_SESSION_STREAMS: Final = 64
-"""Ended streams that one session keeps; those under way are bounded by `max_client_requests`."""
+"""Ended streams kept by one session; open ones are bounded by `max_client_requests`."""
 MAX_SESSION_BYTES: Final = 4_194_304
-"""Bytes that one session keeps over all its streams."""
+"""Bytes kept by one session over all its streams."""
 MAX_BYTES: Final = 67_108_864
-"""Bytes that all sessions together keep: a thousand sessions with breaking streams must not fill the memory."""
+"""Bytes kept by all sessions together: a thousand sessions with breaking streams must not fill the memory."""
 RESUME_WITHIN: Final = 60.0
-"""Seconds that a broken or ended stream waits for its client: several attempts of clients that wait for a few seconds
-in between. Then it is dropped; a call that is still under way goes on to its end, unheard."""
+"""Seconds that a broken or ended stream is kept for its client: several attempts of clients that retry every few
+seconds. Then it is dropped; a call that is still in flight runs to its end, without a reader."""
 STANDALONE: Final = 0
 """The stream of a GET without `Last-Event-ID`; each session has one, which never ends."""
 TAG_BYTES: Final = 6
 MAX_DIGITS: Final = 18
-"""Of a number in an event id: clients may send anything, and large numbers cost time to read."""
+"""Digits of a number in an event id: clients may send anything, and large numbers cost time to read."""
 
 
 class Log:
@@ -44,13 +44,13 @@ class Log:
         self.last = 0
         """The number of the last event."""
         self.sent = 0
-        """The number of the last event that a connection has taken, where its carrier notes that."""
+        """The number of the last event that was written to a connection, if its carrier records that."""
         self.size = 0
         self.events: deque[tuple[int, bytes]] = deque()
         self.ended_at: float | None = None
 
     def after(self, number: int) -> list[tuple[int, bytes]]:
-        """The kept events behind this one."""
+        """Return the kept events after this one."""
         return [event for event in self.events if event[0] > number]
 
 
@@ -67,14 +67,14 @@ class EventStore:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept."""
+        """The bytes kept."""
         return self._size
 
     def __len__(self) -> int:
         return len(self._logs)
 
     def open(self) -> Log:
-        """Begin the stream of a call."""
+        """Open the stream of a call."""
         self._last += 1
         return self._add_log(self._last)
 
@@ -88,23 +88,23 @@ class EventStore:
         return log
 
     def id(self, log: Log, number: int) -> bytes:
-        """The id of an event."""
+        """Return the id of an event."""
         return f"{self._tag}-{log.number}-{number}".encode()
 
     def mark(self, log: Log) -> bytes:
-        """The id of an event that carries no message: the one that primes a stream or closes a connection."""
+        """Return the id of an event without a message: one that primes a stream or closes a connection."""
         log.last += 1
         return self.id(log, log.last)
 
     def add(self, log: Log, message: bytes) -> bytes:
-        """Keep a message; returns the id to send it under. Of a log that was dropped nothing is kept."""
+        """Keep a message; return the id to send it under. Of a dropped log nothing is kept."""
         log.last += 1
         if self._logs.get(log.number) is log:
             log.events.append((log.last, message))
             self._count(log, len(message))
             while log.events and (len(log.events) > MAX_STREAM_EVENTS or log.size > MAX_STREAM_BYTES):
                 self._drop_oldest(log)
-            # Ended streams are dropped first, whole and the oldest first, then the oldest events of this one.
+            # Drop ended streams first, whole and the oldest first, then the oldest events of this one.
             while len(self._ended) > MAX_SESSION_STREAMS or self._is_full():
                 oldest = self._oldest_ended()
                 if oldest is None or oldest is log:
@@ -115,7 +115,7 @@ class EventStore:
         return self.id(log, log.last)
 
     def end(self, log: Log, message: bytes, instead: bytes, *, now: float) -> bytes:
-        """Keep the last message of a stream, or `instead` if it is too large to be kept; returns its id."""
+        """Keep the last message of a stream, or `instead` if it is too large; return its id."""
         self.expire(now)
         if self._logs.get(log.number) is log:
             log.ended_at = now
@@ -126,7 +126,7 @@ class EventStore:
         return event_id
 
     def find(self, event_id: str, *, now: float) -> tuple[Log, int] | None:
-        """The stream in which this id was given, and its number there; None if it is none of ours or not kept."""
+        """Return the stream of this id, and its number there; None if it is foreign or not kept."""
         self.expire(now)
         tag, *rest = event_id.split("-")
         if tag != self._tag or len(rest) != 2 or not all(map(_is_number, rest)):
@@ -144,7 +144,7 @@ class EventStore:
             log.events.clear()
 
     def expire(self, now: float) -> None:
-        """Forget the streams that ended too long ago."""
+        """Drop the streams that ended too long ago."""
         while (oldest := self._oldest_ended()) is not None:
             if oldest.ended_at is None or now - oldest.ended_at < RESUME_WITHIN:
                 return

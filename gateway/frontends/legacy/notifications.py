@@ -1,8 +1,7 @@
-"""What a legacy client says without wanting an answer, whatever carries it.
+"""A legacy client's notifications and responses, over any transport.
 
-Replies to what servers have asked it, cancels, progress, changed roots; and notifications that MCP does not know, which
-go to the only backend, where there is only one (as methods do that MCP does not know), and to nobody where nothing says
-whose they are. Nothing in here waits.
+Responses to server requests, cancellations, progress, changed roots; and notifications that MCP does not know, which go
+to the only backend if there is only one (as unknown methods do), and are dropped otherwise. Nothing in here waits.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def handle_notification(
     answers: RequestHandler, session: LegacySession | None, message: Message, in_flight: InFlight
 ) -> None:
-    """Take in a notification or a response; before `initialize` (no session) only cancels mean something."""
+    """Handle a notification or a response; before `initialize` (no session) only cancellations have an effect."""
     match message.method:
         case "notifications/cancelled":
             request_id = cancelled_id(message)

@@ -1,9 +1,9 @@
 """One call of a legacy session over streamable HTTP, and what carries its stream (2025-11-25 basic/transports).
 
 First the POST, without a task until there is an event; when its connection breaks, a task of the session; then the GET
-with which the client comes back. One at a time: a task that takes over cancels the one before and begins when that has
-ended. A disconnect is no cancellation in this era. Invariant: an event is kept before it is sent, so what a broken
-connection has swallowed is there for the next one, and each message goes to one stream only.
+with which the client reconnects. One at a time: a task that takes over cancels the previous one and begins when that
+has ended. A disconnect is not a cancellation in this era. Invariant: an event is kept before it is sent, so events lost
+with a connection are there for the next one, and each message goes to one stream only.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     Keep = Callable[[Callable[[trio.CancelScope], Awaitable[None]], trio.CancelScope], None]
 
 FIRST_PRIMED: Final = "2025-11-25"
-"""The first version whose clients know events without data; older ones would take them for broken messages."""
+"""The first version whose clients accept events without data; older ones would treat them as broken messages."""
 MAX_RETRY_MS: Final = 30_000
-"""The longest that a client is told to wait: by then its events must still be there (`RESUME_WITHIN`)."""
+"""The maximum wait that a client is asked for: its events must still be kept by then (`RESUME_WITHIN`)."""
 NOWHERE: Final = NullExchange()
 
 
 class StreamPaused(Exception):
-    """The stream was closed for now; its client will come back for the rest."""
+    """The stream was closed for now; its client will resume it."""
 
 
 class ResumableDelivery(HttpDelivery):
@@ -59,7 +59,7 @@ class ResumableDelivery(HttpDelivery):
         self._session = session
         self._keep = keep
         self._stream: CallStream
-        self._scope: trio.CancelScope | None = None  # of the task that carries, or is about to
+        self._scope: trio.CancelScope | None = None  # of the carrying task, or of one about to carry
         self._log: Log | None = None
         self._ended = False
         self._busy = True
@@ -68,7 +68,7 @@ class ResumableDelivery(HttpDelivery):
     # Without a task.
 
     def begin(self) -> bool:
-        """Submit the call without a task; the client may hang up meanwhile."""
+        """Submit the call without a task; the client may disconnect meanwhile."""
         self._exchange.on_disconnect(self._lose_client)
         return super().begin()
 
@@ -76,7 +76,7 @@ class ResumableDelivery(HttpDelivery):
         self._exchange = NOWHERE
 
     def cancel(self, *, reason: str) -> None:
-        """Cancel the call while it has no task: no response must follow, but the exchange needs an end."""
+        """Cancel the call while it has no task: no response must follow, but the exchange must end."""
         super().cancel(reason=reason)
         self._exchange.respond_nowait(200, b"", (EVENT_STREAM,))
 
@@ -92,7 +92,7 @@ class ResumableDelivery(HttpDelivery):
         return 200
 
     def spawn(self, stream: CallStream) -> None:
-        """Have a task of the connection deliver the rest, or one of the session where there is no connection."""
+        """Have a task of the connection deliver the rest, or one of the session if there is no connection."""
         self._stream = stream
         self._scope = scope = self._session.in_flight.open_scope(self.request_id)
         if self._exchange is NOWHERE:
@@ -100,10 +100,10 @@ class ResumableDelivery(HttpDelivery):
         else:
             self._exchange.start_task(partial(self.carry, stream, scope))
 
-    # The tasks that carry.
+    # The carrying tasks.
 
     async def carry(self, stream: CallStream, scope: trio.CancelScope) -> None:
-        """Carry the call on the exchange of its POST; see to it that the call continues when that ends."""
+        """Carry the call on the exchange of its POST; have it continue when that ends."""
         self._stream, self._scope = stream, scope
         try:
             with scope:
@@ -116,11 +116,11 @@ class ResumableDelivery(HttpDelivery):
             await self._exchange.end_stream()
 
     async def resume(self, exchange: Exchange, after: int) -> None:
-        """Continue the stream behind event number `after`, on the exchange of a GET."""
+        """Continue the stream after event number `after`, on the exchange of a GET."""
         before, scope = self._scope, trio.CancelScope()
         self._give(scope)
         if before is not None:
-            before.cancel(reason="the client has come back on another connection")
+            before.cancel(reason="the client has resumed the stream on another connection")
         mine = False
         try:
             with scope:
@@ -142,9 +142,9 @@ class ResumableDelivery(HttpDelivery):
             await exchange.end_stream()
 
     async def _carry_alone(self, scope: trio.CancelScope) -> None:
-        """Continue without a client; what it does not fetch in time is dropped, but the call runs to its end."""
+        """Continue without a client: events not fetched in time are dropped, but the call runs to its end."""
         if self._scope is not scope:
-            return  # the client was back before this task ran
+            return  # the client had reconnected before this task ran
         self._busy, self._exchange = True, NOWHERE
         try:
             with scope:
@@ -159,7 +159,7 @@ class ResumableDelivery(HttpDelivery):
             self._release(scope)
 
     def _hand_over(self, scope: trio.CancelScope) -> None:
-        """Have the session continue a call that has lost its exchange, unless another connection has it already."""
+        """Have the session continue a call that has lost its exchange, unless another connection has taken over."""
         if not self._ended and self._scope is scope:
             scope = trio.CancelScope()
             self._give(scope)
@@ -170,7 +170,7 @@ class ResumableDelivery(HttpDelivery):
         self._session.in_flight.replace(self.request_id, scope)
 
     def _release(self, scope: trio.CancelScope, *, mine: bool = True) -> None:
-        """End the part of a task; where no other carries on, the call is over."""
+        """End a task's turn; if no other carries on, the call is over."""
         if mine:
             self._busy = False
             if self._freed is not None:
@@ -187,7 +187,7 @@ class ResumableDelivery(HttpDelivery):
     # The stream.
 
     def _open(self) -> tuple[EventStore, Log, bytes]:
-        """Make the response a stream; the id returned primes the client for coming back, if it is to be sent."""
+        """Make the response a stream; return the id that primes the client for resuming, if it is to be sent."""
         self._streaming = True
         store = self._session.events
         if self._log is not None:
@@ -197,7 +197,7 @@ class ResumableDelivery(HttpDelivery):
         return store, log, store.mark(log) if self._session.caller.version >= FIRST_PRIMED else b""
 
     def _drop_log(self) -> None:
-        """Drop what is kept of the stream."""
+        """Drop the kept events of the stream."""
         if self._log is not None:
             self._session.events.drop(self._log)
             self._session.replies.pop(self._log.number, None)
@@ -221,13 +221,13 @@ class ResumableDelivery(HttpDelivery):
             await (self._exchange.mark(prime) if prime else self._exchange.keep_alive())
 
     async def end(self, body: bytes, code: int | None) -> None:
-        """Send the response, and keep it where there is a stream."""
+        """Send the response, and keep it if there is a stream."""
         self._ended = True
         if not self._streaming:
             await super().end(body, code)
             return
         store, log, prime = self._open()
-        text = "the answer was too large to be kept for a client that comes back; ask again"
+        text = "the response was too large to keep for a reconnecting client; send the request again"
         lost = jsonrpc.error_response(self.request_id, jsonrpc.INTERNAL_ERROR, text)
         event_id = store.end(log, body, lost, now=trio.current_time())
         await self._send(body, event_id, prime)
@@ -251,7 +251,7 @@ class ResumableDelivery(HttpDelivery):
 
 
 async def replay(exchange: Exchange, store: EventStore, log: Log | None, after: int) -> None:
-    """Open a stream and send what was kept of another one behind an event, under the ids that it had."""
+    """Open a stream and send the kept events of another one after an event, under their own ids."""
     await exchange.keep_alive()
     if log is not None:
         for number, message in log.after(after):

@@ -1,7 +1,7 @@
-"""Legacy sessions: who is there, what is in flight for them, what they still have to be told.
+"""Legacy sessions: their clients, their requests in flight, their pending notifications.
 
-Bounded in number and in idle time. Invariant: what a session still has to be told is a set of features, so it cannot
-grow, and each client hears of a change once however often it happened.
+Bounded in number and in idle time. Invariant: a session's pending notifications are a set of features, so it cannot
+grow, and each client is notified of a change once however often it happened.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from gateway.jsonrpc import Id, Message
 
 STDIO: Final = "stdio"
-"""The session key of everything that comes over the process' own stdin: it is one client."""
+"""The session key of everything on the process's own stdin: it is one client."""
 SESSION_ID_BYTES: Final = 24
 """192 random bits: unguessable, and URL-safe Base64 keeps to the visible ASCII that the header allows."""
 MAX_ASKED: Final = 1_024
-"""Requests of servers that one client may have before it, unanswered."""
+"""Unanswered server requests of one client."""
 EVICTABLE_AFTER: Final = 60.0
-"""Seconds without a request after which an abandoned session may make room for a new client."""
+"""Seconds without a request after which an abandoned session may be evicted for a new client."""
 RETRY_AFTER: Final = (b"retry-after", b"30")
-"""Header for clients that are refused for lack of sessions: idle ones can be evicted after a minute."""
+"""Header for clients refused for lack of sessions: idle ones can be evicted after a minute."""
 SWEEP_INTERVAL: Final = 30.0
-"""Seconds between two looks for sessions that were idle too long."""
+"""Seconds between two checks for idle sessions."""
 
 
 class ClientIntroduction(msgspec.Struct, frozen=True):
@@ -59,12 +59,12 @@ class ResumableStream(Protocol):
     """The stream of a call; its client can continue it on another connection."""
 
     async def resume(self, exchange: Exchange, after: int) -> None:
-        """Send the events behind number `after`, and all later ones, on this exchange."""
+        """Send the events after number `after`, and all later ones, on this exchange."""
         ...
 
 
 class DuplicateId(RequestError):
-    """The client uses the id of a request that is still in flight."""
+    """The client reuses the id of a request that is still in flight."""
 
     code: ClassVar[str] = "duplicate_id"
 
@@ -77,19 +77,19 @@ class TasklessRequest(Protocol):
         ...
 
     def give_task(self) -> None:
-        """Give the request a task, whose scope takes its place in the table."""
+        """Start a task for the request; the task's scope replaces it in the table."""
         ...
 
 
 class InFlight:
-    """The requests of one client that have not been answered; each in a cancel scope of its own or without a task."""
+    """The unanswered requests of one client; each in a cancel scope of its own or without a task."""
 
     def __init__(self, most: int) -> None:
         self._requests: dict[Id, trio.CancelScope | TasklessRequest] = {}
         self._most = most
         self._deadline = math.inf
         self.served = False
-        """Whether there has been a request at all."""
+        """Whether there has been any request."""
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -128,13 +128,13 @@ class InFlight:
         self._requests.pop(request_id, None)
 
     def cancel(self, request_id: Id) -> None:
-        """Cancel exactly this request; an unknown one is ignored, as races demand (basic/utilities/cancellation)."""
+        """Cancel exactly this request; ignore an unknown one, since responses cross (basic/utilities/cancellation)."""
         request = self._requests.get(request_id)
         if request is not None:
             request.cancel(reason="the client cancelled the request")
 
     def end_at(self, deadline: float) -> None:
-        """Give all requests, later ones too, until then; each has a task from now on."""
+        """Set a deadline for all requests, later ones too; each has a task from now on."""
         self._deadline = deadline
         for request in list(self._requests.values()):
             if isinstance(request, trio.CancelScope):
@@ -149,9 +149,9 @@ class InFlight:
 
 
 class ServerRequestTable:
-    """The requests that servers have put to one legacy client and that it has not answered yet.
+    """The server requests to one legacy client that are not answered yet.
 
-    Bounded: of too many that the client does not answer, the oldest are refused.
+    Bounded: the oldest are refused when a client leaves too many unanswered.
     """
 
     def __init__(self, last_id: int = 0) -> None:
@@ -165,7 +165,7 @@ class ServerRequestTable:
         request_id = self._last_id = self._last_id + 1
         self._open[request_id] = ask
         params: dict[str, object] = dict(ask.params)
-        if ask.on_progress is not None:  # the id serves as progress token on this hop
+        if ask.on_progress is not None:  # the id is also the progress token on this hop
             params["_meta"] = {**jsonrpc.decode_object(ask.params["_meta"]), meta.PROGRESS_TOKEN: request_id}
         return jsonrpc.request(request_id, ask.method, params)
 
@@ -174,7 +174,7 @@ class ServerRequestTable:
         for request_id, open_ask in list(self._open.items()):
             if open_ask is ask:
                 del self._open[request_id]
-                params = jsonrpc.encode({"requestId": request_id, "reason": "the server needs no answer any more"})
+                params = jsonrpc.encode({"requestId": request_id, "reason": "the server no longer needs an answer"})
                 return jsonrpc.notification("notifications/cancelled", params)
         return None
 
@@ -192,7 +192,7 @@ class ServerRequestTable:
             ask.answer(bytes(message.result))
 
     def progress(self, message: Message) -> None:
-        """Take in a progress notification of the client about one of these requests."""
+        """Handle a progress notification of the client about one of these requests."""
         try:
             members = jsonrpc.decode_object(message.params)
             token = jsonrpc.decode_id(members[meta.PROGRESS_TOKEN])
@@ -226,7 +226,7 @@ class LegacySession:
     ) -> None:
         self.id = session_id
         self.key = session_id or STDIO
-        """What tells this client from others, for backends that keep something for it alone."""
+        """The key of this client, for backends with a session for it alone."""
         self.caller = Caller(
             era=Era.LEGACY,
             version=introduction.version,
@@ -238,29 +238,29 @@ class LegacySession:
             gateways=introduction.gateways,
         )
         self.identity = introduction.identity
-        """Whose session it is, and at which endpoint it was made; nobody else finds it."""
+        """The session's principal and endpoint; no other finds it."""
         self.in_flight = InFlight(max_requests)
         self.changes = NotificationQueue()
         self.server_requests = ServerRequestTable(last_asked)
         self.log_level: str | None = None
-        """Least severe log messages that the client wants; None until it says so."""
+        """The least severe log level that the client wants; None until it sets one."""
         self.on_end: list[Callable[[], None]] = []
-        """What to undo when the session ends: subscriptions, its say in log levels. Run once."""
+        """Cleanup when the session ends: subscriptions and log levels. Run once."""
         self.ended = trio.Event()
         self.stream: trio.CancelScope | None = None
         """The scope of the open GET stream, if there is one."""
         self.events = EventStore(Budget(MAX_BYTES) if budget is None else budget)
-        """What was sent on streams that can be resumed."""
+        """Events sent on streams that can be resumed."""
         self.replies: dict[int, ResumableStream] = {}
         """The calls whose streams can be resumed, by the number of the stream."""
         self.last_used = trio.current_time()
 
     def touch(self) -> None:
-        """Note that the client is alive."""
+        """Record activity of the client."""
         self.last_used = trio.current_time()
 
     def belongs_to(self, identity: Identity) -> bool:
-        """Whether a request of this identity is this session's; its present scope applies from now on."""
+        """Return whether a request of this identity belongs to the session; if so, use its scope from now on."""
         if not self.identity.same_door(identity):
             return False
         if identity.scope != self.identity.scope:
@@ -270,17 +270,17 @@ class LegacySession:
         return True
 
     def notify_list_changed(self, news: ListNews) -> None:
-        """Note that lists changed, as far as this client sees them."""
+        """Note that lists changed, for the part that this client sees."""
         self.changes.add(news.features(self.caller.scope, self.caller.era))
 
     @property
     def is_unused(self) -> bool:
-        """Whether an anonymous client has opened it and asked for nothing since."""
+        """Whether an anonymous client has opened it and sent no request since."""
         return self.identity.principal is None and not self.in_flight.served and self.stream is None
 
     @property
     def idle(self) -> float:
-        """Seconds without a sign of life; 0 while a request or a stream is open."""
+        """Seconds without activity; 0 while a request or a stream is open."""
         if len(self.in_flight) or self.stream is not None:
             return 0.0
         return trio.current_time() - self.last_used
@@ -303,7 +303,7 @@ def _ignore_session(_session: LegacySession) -> None:
 class SessionTable:
     """All legacy sessions of one HTTP endpoint.
 
-    `welcome` is called with each new session, so that what is kept for it elsewhere can end with it.
+    `welcome` is called with each new session, to register its cleanup elsewhere.
     """
 
     def __init__(
@@ -320,7 +320,7 @@ class SessionTable:
         self._max_requests = max_requests
         self._welcome = welcome
         self._budget = Budget(MAX_BYTES)
-        self._nursery: trio.Nursery  # of the calls that have lost their exchange; opened and left by run
+        self._nursery: trio.Nursery  # of the calls that have lost their exchange; opened and closed by `run`
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -333,8 +333,8 @@ class SessionTable:
     def create(self, introduction: ClientIntroduction) -> LegacySession | None:
         """Make a session; return None if the table is full and none can be evicted."""
         if len(self._sessions) >= self._most:
-            # Opening sessions costs a client nothing. One that asks for nothing else must not shut out the others, so
-            # the oldest anonymous session that has served nothing makes room first, however recent it is.
+            # Opening sessions costs a client nothing. One that does not use its sessions must not keep out others,
+            # so the oldest unused anonymous session is evicted first, however recent.
             unused = next((session for session in self._sessions.values() if session.is_unused), None)
             if unused is not None:
                 self.close(unused)
@@ -366,12 +366,12 @@ class SessionTable:
             session.notify_list_changed(news)
 
     def has_share(self, principal: Principal) -> bool:
-        """Whether a principal may have one more session, if need be in place of an idle one."""
+        """Return whether a principal may open another session, if necessary in place of an idle one."""
         mine = [session for session in self._sessions.values() if session.caller.principal == principal.name]
         return len(mine) < principal.most_sessions(self._most) or self._evict(mine)
 
     def _evict(self, among: Iterable[LegacySession]) -> bool:
-        """End the session that has been idle longest; False if that is not long enough."""
+        """End the session that has been idle longest; return False if that is not long enough."""
         oldest = max(among, key=lambda session: session.idle)
         if oldest.idle < EVICTABLE_AFTER:
             return False
@@ -379,7 +379,7 @@ class SessionTable:
         return True
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Own the calls of the sessions and end sessions that are idle too long, until cancelled."""
+        """Own the calls of the sessions and end idle sessions, until cancelled."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             while True:

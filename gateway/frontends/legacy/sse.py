@@ -1,9 +1,9 @@
 """The HTTP+SSE transport of protocol version 2024-11-05: one stream to the client, and POSTs from it beside that.
 
-A session lives as long as its stream: the stream's task owns the tasks of all its requests, and when the client hangs
-up they are cancelled at the backends. Everything for the client goes through one buffer, in order. While it is full,
-the client's POSTs wait, and so does what its calls send before their outcomes; a client that takes nothing for
-`PATIENCE` is dropped then, since here nothing can be sent again. Legacy only.
+A session lives as long as its stream: the stream's task owns the tasks of all its requests, and when the client
+disconnects they are cancelled at the backends. All messages to the client go through one buffer, in order. While it is
+full, the client's POSTs wait, and so do the events of its calls; a client that reads nothing for `PATIENCE` is then
+dropped, since messages cannot be resent here. Legacy only.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from gateway.jsonrpc import Id, Message
 
 MAX_WAITING_BYTES: Final = 1_048_576
-"""Bytes from which on a client's buffer is full. Responses to what it sent before that come on top, in the step in
-which they are there: at most `max_client_requests` of them, and within the bound for all clients."""
+"""Bytes at which a client's buffer is full. Responses to earlier requests are added on top, in the step in which they
+arrive: at most `max_client_requests` of them, and within the bound for all clients."""
 MAX_WAITING_MESSAGES: Final = 4_096
 """The same in messages."""
 PATIENCE: Final = 10.0
-"""Seconds in which a client must take something while its buffer is full; then it counts as one that does not read."""
+"""Seconds within which a client must read something while its buffer is full; then it counts as not reading."""
 WRITE_BYTES: Final = 65_536
-"""How much of what waits is sent at once; smaller writes would cost, larger ones would free the buffer late."""
+"""Bytes sent in one write; smaller writes would cost, larger ones would free the buffer late."""
 MAX_KNOWN_QUERY: Final = 128
-"""Bytes of a query that is read once for all POSTs that repeat it; ours are shorter."""
+"""Bytes of a query whose parsed form is cached; ours are shorter."""
 NO_STREAM: Final = "this session does not exist or has ended with its stream: open another one"
 
 log = logging.getLogger("gateway.http")
@@ -71,8 +71,8 @@ class SseStream:
         self._room = trio.lowlevel.ParkingLot()
         self._ending = False
         self.over = False
-        """Whether the stream has ended, or is about to: nothing more is sent."""
-        self._nursery: trio.Nursery  # of the requests and of what keeps the stream; opened and left by run
+        """Whether the stream has ended or is ending: nothing more is sent."""
+        self._nursery: trio.Nursery  # of the requests and of the stream's own tasks; opened and closed by `run`
 
     async def run(self, exchange: Exchange, endpoint: bytes) -> None:
         """Serve until the client hangs up or stops reading, or the gateway stops.
@@ -86,7 +86,7 @@ class SseStream:
                 self._nursery.start_soon(self._watch, exchange)
                 self._nursery.start_soon(self._send_notifications)
                 await self._write(exchange)
-                await exchange.end_stream()  # only here: a client that does not read takes no end either
+                await exchange.end_stream()  # only here: a client that does not read does not read an end either
                 self._nursery.cancel_scope.cancel(reason="the stream has ended")
             finally:  # before the nursery closes: a call that is still in flight then may start its task in it
                 self.over = True
@@ -101,13 +101,13 @@ class SseStream:
         return self.session is None and self.identity.principal is None
 
     def belongs_to(self, identity: Identity) -> bool:
-        """Whether a POST of this identity is one of this stream's client."""
+        """Return whether a POST of this identity belongs to this stream's client."""
         if self.session is not None:
             return self.session.belongs_to(identity)
         return self.identity.same_door(identity)
 
     def update_principal(self, principal: Principal) -> None:
-        """Go by the present rules of its principal, if it is this one."""
+        """Apply the present rules of its principal, if it is this one."""
         view = self.identity.view
         if self.identity.principal != principal.name:
             return
@@ -119,7 +119,7 @@ class SseStream:
             self.session.belongs_to(self.identity)
 
     def end(self) -> None:
-        """Close the stream as soon as what is under way has been answered and sent."""
+        """Close the stream as soon as requests in flight have been answered and sent."""
         self._ending = True
         self._news.set()
 
@@ -128,7 +128,7 @@ class SseStream:
         self._nursery.cancel_scope.cancel(reason="the client hung up")
 
     async def _send_notifications(self) -> None:
-        """Send what changes; before `initialize` the client has listed nothing that could change."""
+        """Send list changes; before `initialize` the client has listed nothing that could change."""
         await self._introduced.wait()
         while self.session is not None:
             for message in await self.session.changes.next_batch():
@@ -141,7 +141,7 @@ class SseStream:
         await self.wait_writable()
         self._enqueue(b"event: message\r\ndata: " + message + b"\r\n\r\n")
         if not self._is_full():
-            self._room.unpark()  # who came first goes on first
+            self._room.unpark()  # in order of arrival
 
     async def wait_writable(self) -> None:
         """Wait until the buffer has room, or the stream has ended."""
@@ -165,7 +165,7 @@ class SseStream:
         self._nursery.cancel_scope.cancel(reason="too much waits for clients that do not read")
 
     async def _write(self, exchange: Exchange) -> None:
-        """Send what waits, and comments while nothing does. Raises ClientGone."""
+        """Send buffered messages, and comments while there are none. Raises ClientGone."""
         while True:
             frames = [self._waiting.popleft()] if self._waiting else []
             if frames:
@@ -188,7 +188,7 @@ class SseStream:
             with trio.CancelScope(deadline=deadline) as self._writing:
                 await exchange.frames(b"".join(frames))
             if self._writing.cancelled_caught:
-                text = "an SSE client was dropped: it does not read, and %d messages (%d bytes) wait for it"
+                text = "SSE client dropped: it does not read, and %d messages (%d bytes) are waiting"
                 log.warning(text, len(self._waiting), self._unsent.size)
                 raise ClientGone
 
@@ -221,7 +221,7 @@ class SseStream:
         return None
 
     def begin(self, message: Message, request_id: Id) -> bool:
-        """Submit a tool call without a task; False, and nothing has happened, if that takes one."""
+        """Submit a tool call without a task; return False, without effect, if it needs one."""
         session = self.session
         if session is None or self.over or self._is_full():
             return False
@@ -302,7 +302,7 @@ class SseStream:
         request_id: Id,
         scope: trio.CancelScope,
     ) -> None:
-        body: bytes | None = None  # stays so when cancelled: no answer must follow
+        body: bytes | None = None  # stays so when cancelled: no response must follow
         try:
             try:
                 with scope:
@@ -330,12 +330,12 @@ def _known_session_ids(query: bytes) -> list[str]:
 
 
 def _session_ids(query: bytes) -> list[str]:
-    """Return the session ids of an address; each client POSTs to the same one all the time, which is short."""
+    """Return the session ids of an address; the client sends all its POSTs to one short address."""
     return (_known_session_ids if len(query) <= MAX_KNOWN_QUERY else _known_session_ids.__wrapped__)(query)
 
 
 class SseFrontend:
-    """The two endpoints; `message_path` is the address that the client gets for its POSTs."""
+    """The two endpoints; clients get `message_path` as the address for their POSTs."""
 
     def __init__(self, answers: RequestHandler, message_path: str, closing: trio.Event) -> None:
         self._answers = answers
@@ -353,12 +353,12 @@ class SseFrontend:
                 stream.session.notify_list_changed(news)
 
     def update_principal(self, principal: Principal) -> None:
-        """Have every stream of a principal go by its present rules."""
+        """Have every stream of a principal apply its present rules."""
         for stream in self._streams.values():
             stream.update_principal(principal)
 
     def end_all(self) -> None:
-        """Let every stream end, in good order."""
+        """Let every stream end after its last messages."""
         for stream in self._streams.values():
             stream.end()
 
@@ -384,7 +384,7 @@ class SseFrontend:
             await self._serve(exchange)
 
     def _evict_unused(self) -> bool:
-        """Make room by ending the oldest anonymous stream whose client has not even sent `initialize`."""
+        """End the oldest anonymous stream whose client has not even sent `initialize`."""
         oldest = next((stream for stream in self._streams.values() if stream.is_unused), None)
         if oldest is None:
             return False
@@ -398,7 +398,7 @@ class SseFrontend:
     async def _serve(self, exchange: Exchange) -> None:
         stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)
         path = self._message_path
-        if exchange.view is not None:  # a view has a path of its own, by which its requests are known
+        if exchange.view is not None:  # a view has a path of its own, which identifies its requests
             path = f"{path.rstrip('/')}/{exchange.view}"
         path = quote(exchange.scope.get("root_path", "").rstrip("/") + path)
         self._streams[stream.id] = stream
@@ -411,7 +411,7 @@ class SseFrontend:
             self._streams.pop(stream.id, None)
 
     def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
-        """Take a tool call in without a task; False if `post` must do it, and nothing has happened."""
+        """Submit a tool call without a task; return False, without effect, if `post` must do it."""
         given = _session_ids(exchange.scope["query_string"])
         stream = self._streams.get(given[0]) if len(given) == 1 else None
         if stream is None or not stream.belongs_to(exchange.identity) or not stream.begin(message, request_id):

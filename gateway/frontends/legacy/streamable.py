@@ -1,8 +1,8 @@
 """The legacy era over streamable HTTP: sessions, POST, GET stream, DELETE (2025-11-25 basic/transports).
 
-A disconnect is no cancellation here: the call goes on (see `resumable`), and `notifications/cancelled` is how it ends
-early. What a session is told on its own (list changes) goes to its GET stream; a newer GET stream takes the place of
-the older one. A GET with `Last-Event-ID` goes on with the one stream that the id belongs to.
+A disconnect is not a cancellation here: the call continues (see `resumable`), and `notifications/cancelled` ends it
+early. A session's own notifications (list changes) go to its GET stream; a newer GET stream replaces the older one. A
+GET with `Last-Event-ID` resumes the stream that the id belongs to.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class StreamableFrontend:
             await exchange.empty(202)
 
     async def post_batch(self, exchange: Exchange, body: bytes) -> None:
-        """Answer a batch, its responses in the order in which they come. Raises ClientGone."""
+        """Answer a batch, its responses in order of arrival. Raises ClientGone."""
         session = await self._session(exchange)
         if session is None:
             return
@@ -72,7 +72,7 @@ class StreamableFrontend:
     async def _respond(
         self, session: LegacySession, message: Message, request_id: Id, scope: trio.CancelScope
     ) -> bytes | None:
-        """Return one response of a batch, None if it was cancelled; notifications of the call are dropped."""
+        """Return one response of a batch, None if it was cancelled; drop notifications of the call."""
         try:
             with scope:
                 answer = await self._answers.legacy(message, session)
@@ -96,12 +96,12 @@ class StreamableFrontend:
             return
         last_event_id = exchange.headers.get(LAST_EVENT_ID)
         if last_event_id is None:
-            # What could not be sent on the last stream of this kind is sent on this one.
+            # Messages that could not be sent on the last stream of this kind are sent on this one.
             await self._serve_stream(exchange, session, session.events.standalone().sent)
             return
         position = session.events.find(last_event_id.decode("latin-1"), now=trio.current_time())
         if position is None:
-            text = f"Last-Event-ID names no stream of this session that is kept; they are for {RESUME_WITHIN:g} s"
+            text = f"Last-Event-ID names no kept stream of this session; streams are kept for {RESUME_WITHIN:g} s"
             await exchange.refuse(400, text)
             return
         log, after = position
@@ -114,7 +114,7 @@ class StreamableFrontend:
             await exchange.end_stream()
 
     async def _serve_stream(self, exchange: Exchange, session: LegacySession, after: int) -> None:
-        """Carry the session's own stream, behind an event."""
+        """Carry the session's own stream, after an event."""
         if session.stream is not None:
             session.stream.cancel(reason="a newer GET stream takes over")
         with trio.CancelScope() as scope:
@@ -130,7 +130,7 @@ class StreamableFrontend:
     async def _send_notifications(self, exchange: Exchange, session: LegacySession, after: int) -> None:
         """Send notifications, and comments while there are none."""
         store, log = session.events, session.events.standalone()
-        await replay(exchange, store, log, after)  # opens the stream, so that the client sees at once that it stands
+        await replay(exchange, store, log, after)  # opens the stream, so that the client gets its headers immediately
         if session.caller.version >= FIRST_PRIMED:
             await exchange.mark(store.mark(log))
         log.sent = log.last
@@ -185,7 +185,7 @@ class StreamableFrontend:
         )
 
     async def _session(self, exchange: Exchange) -> LegacySession | None:
-        """Return the session that the request names; where there is none, the request has been answered."""
+        """Return the session that the request names; otherwise respond with the refusal."""
         found = self._find_session(exchange)
         if not isinstance(found, tuple):
             return found
@@ -209,7 +209,7 @@ class StreamableFrontend:
         return session
 
     def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
-        """Answer a tool call without a task; False if `post` must do it, and nothing has happened."""
+        """Submit a tool call without a task; return False, without effect, if `post` must do it."""
         session = self._find_session(exchange)
         if isinstance(session, tuple):
             return False
@@ -244,7 +244,7 @@ class StreamableFrontend:
         if body:
             await exchange.message(body)
         elif answer is None or isinstance(answer, bytes):
-            # Cancelled: no answer must follow (basic/utilities/cancellation), but the exchange needs an end.
+            # Cancelled: no response must follow (basic/utilities/cancellation), but the exchange must end.
             await exchange.end_stream()
         else:
             keep = self._sessions.start_call_task

@@ -1,7 +1,7 @@
-"""The modern era over HTTP: each POST stands alone (2026-07-28 basic/transports/streamable-http).
+"""The modern era over HTTP: each POST is independent (2026-07-28 basic/transports/streamable-http).
 
-Headers are checked against the body before anything is done; closing the response is cancelling the request. No
-session, no resumption: `Mcp-Session-Id` and `Last-Event-ID` are ignored.
+Headers are checked against the body before anything is done; closing the response cancels the request. No session, no
+resumption: `Mcp-Session-Id` and `Last-Event-ID` are ignored.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ModernFrontend:
             await self._handle_request(exchange, message, message.id)
 
     def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
-        """Answer a tool call without a task; False if `post` must do it, and nothing has happened."""
+        """Submit a tool call without a task; return False, without effect, if `post` must do it."""
         try:
             call = self._read(exchange, message)
         except (GatewayError, headers.HeaderMismatch):
@@ -84,7 +84,7 @@ class ModernFrontend:
 
         Raises:
             HeaderMismatch: they do not.
-            GatewayError: the body is no request of this era.
+            GatewayError: the body is not a request of this era.
         """
         mirrored = headers.mirrored(exchange.scope["headers"])
         try:
@@ -116,7 +116,7 @@ class ModernFrontend:
         await (exchange.message(body) if status == _OK else exchange.json(status, body))
 
     async def _listen(self, exchange: Exchange, subscription: Subscription) -> None:
-        """Keep a subscription's stream open until the client goes or the gateway stops."""
+        """Keep a subscription's stream open until the client disconnects or the gateway stops."""
         try:
             await exchange.event(await subscription.open())
             async with trio.open_nursery() as nursery:
@@ -130,7 +130,7 @@ class ModernFrontend:
                     raise ClientGone
 
                 nursery.start_soon(end_on, self._closing, "the gateway is shutting down")
-                nursery.start_soon(end_on, subscription.over, "the client may not use this view any more")
+                nursery.start_soon(end_on, subscription.over, "the client may no longer use this view")
                 nursery.start_soon(watch_client)
                 with exchange.while_valid():
                     while True:
@@ -141,7 +141,7 @@ class ModernFrontend:
                             await exchange.keep_alive()
                         for message in messages:
                             await exchange.event(message)
-                nursery.cancel_scope.cancel(reason="the client's key or token is no good any more")
+                nursery.cancel_scope.cancel(reason="the client's key or token is no longer valid")
             await exchange.event(subscription.result())
             await exchange.end_stream()
         except* ClientGone:

@@ -29,27 +29,27 @@ if TYPE_CHECKING:
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
 PURPOSE: Final = b"trio-mcp-gateway requestState 1"
-"""Authenticated with every token, so that a key used elsewhere too cannot be turned against this."""
+"""Authenticated with every token, so that tokens made with the same key elsewhere are not valid here."""
 LIFETIME: Final = 600.0
 """Seconds for which a token is accepted."""
 MAX_TOKEN: Final = 1_048_576
-"""Longest token that is looked at; a backend's own state travels inside."""
+"""Characters of the longest token that is read; a backend's own state travels inside."""
 UNSEALED: Final = frozenset({"inputResponses", "requestState"})
 """Members of a retry's params that differ from those of the first request."""
 
 
 class State(msgspec.Struct, omit_defaults=True):
-    """What a token says: for which request it was given, and how that goes on."""
+    """The content of a token: its request, and the call to resume."""
 
     principal: str | None
     digest: str
     expires: float
     parked: str = ""
-    """Key of a call that waits here for its client."""
+    """Key of a suspended call."""
     view: str | None = None
-    """The view at whose endpoint it was given."""
+    """The view whose endpoint it was given at."""
     backend: str = ""
-    """The backend whose own state `inner` is."""
+    """The backend that `inner`, its own state, belongs to."""
     inner: msgspec.Raw = jsonrpc.ABSENT
 
 
@@ -57,15 +57,15 @@ _states = msgspec.json.Decoder(State)
 
 
 def digest_of(call: Call) -> str:
-    """A digest of the method and of all params that must be the same in a retry, however they are written."""
+    """Return a digest of the method and of all params that a retry must repeat, however they are written."""
     params = {name: _canonical(span) for name, span in call.params.items() if name not in UNSEALED}
     return hashlib.sha256(_sorted([call.method, call.name, params])).hexdigest()
 
 
 def _canonical(span: msgspec.Raw) -> str:
-    """A digest of one value that does not depend on the order of members and the like.
+    """Return a digest of a value that does not depend on the order of members and the like.
 
-    What nobody can decode, for it nests too deep or holds numbers beyond all bounds, must come back letter by letter.
+    A value that cannot be decoded, because of its nesting or the range of its numbers, must be repeated verbatim.
     """
     try:
         data = _sorted(jsonrpc.decode_any(span))
@@ -89,7 +89,7 @@ class RequestStateCodec:
         self._clock = clock
 
     def encode(self, call: Call, *, parked: str = "", backend: str = "", inner: msgspec.Raw = jsonrpc.ABSENT) -> str:
-        """A token for the retry of this call."""
+        """Return a token for the retry of this call."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         state: dict[str, object] = {
@@ -107,10 +107,10 @@ class RequestStateCodec:
         return base64.urlsafe_b64encode(sealed).decode("ascii")
 
     def decode(self, call: Call, token: str) -> State:
-        """Read the token that came with a retry.
+        """Read the token of a retry.
 
         Raises:
-            InvalidParams: it is none of ours, was changed, has expired, or was given for another request or principal.
+            InvalidParams: it is foreign, was changed, has expired, or was given for another request or principal.
         """
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -139,7 +139,7 @@ class RequestStateCodec:
 
 
 def _name_of(principal: str | None) -> bytes:
-    """Bytes that tell a principal from all others, and from none."""
+    """Return bytes unique to a principal, or to anonymous callers."""
     return b"" if principal is None else b"=" + principal.encode(errors="surrogatepass")
 
 

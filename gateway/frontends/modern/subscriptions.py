@@ -1,7 +1,7 @@
 """One `subscriptions/listen` of a modern client (2026-07-28 basic/patterns/subscriptions).
 
-The acknowledgement comes first and names only what is honoured; every message carries the subscription's id. What is
-still to be told is a set of features, so a slow client cannot make it grow.
+The acknowledgement comes first and names only the parts that are honoured; every message carries the subscription's id.
+Pending changes are a set of features, so a slow client cannot make it grow.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Subscription:
-    """What one client wants to hear, and what it still has to be told."""
+    """One client's filter and its pending notifications."""
 
     def __init__(self, answers: RequestHandler, request_id: jsonrpc.Id, call: Call) -> None:
         """Read the filter.
@@ -46,12 +46,12 @@ class Subscription:
         self._changes = NotificationQueue(request_id)
         self._caller = call.caller
         self.over = trio.Event()
-        """Set when its client may not use this endpoint any more."""
+        """Set when its client may no longer use this endpoint."""
         self._key = call.caller.session or call.caller.principal
         self._uris = _uris(wanted)
 
     async def open(self) -> bytes:
-        """Begin to listen; returns the acknowledgement, which must be sent before anything else."""
+        """Subscribe; return the acknowledgement, which must be sent first."""
         fleet = self._answers.fleet
         fleet.subscribe(self.notify_list_changed)
         if self._key is not None:
@@ -70,7 +70,7 @@ class Subscription:
         )
 
     def close(self) -> None:
-        """Hear nothing any more. Safe to repeat, and after an `open` that was cancelled."""
+        """Unsubscribe. Safe to repeat, and after an `open` that was cancelled."""
         self._answers.listeners.discard(self)
         self._answers.fleet.unsubscribe(self.notify_list_changed)
         if self._key is not None:
@@ -78,7 +78,7 @@ class Subscription:
         self._answers.fleet.forget(self)
 
     def update_principal(self, principal: Principal) -> None:
-        """Go by the present rules of its principal, if it is this one: what is out of scope is not told any more."""
+        """Apply the present rules of its principal, if it is this one: drop notifications that are out of scope."""
         own = self._caller.scope or EVERYTHING
         view = own.view
         if self._caller.principal != principal.name:
@@ -97,7 +97,7 @@ class Subscription:
             self._changes.add(wanted)
 
     def handle_private_notification(self, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Note that lists changed in the client's own session with a backend; nothing else of it is listened for."""
+        """Note that lists changed in the client's own session with a backend; its other notifications are ignored."""
         del params
         if LIST_CHANGED.get(method) in self._features:
             self._changes.add([LIST_CHANGED[method]])
@@ -107,7 +107,7 @@ class Subscription:
         return await self._changes.next_batch()
 
     def result(self) -> bytes:
-        """The response that ends the subscription gracefully ("Graceful Closure")."""
+        """Return the response that ends the subscription gracefully ("Graceful Closure")."""
         own = {meta.SUBSCRIPTION_ID: self._id}
         result = results.modern_result({}, server_info=self._answers.server_info, own_meta=dict(own))
         return jsonrpc.response(self._id, result)

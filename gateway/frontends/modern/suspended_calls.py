@@ -1,9 +1,9 @@
-"""Parked calls: a legacy backend asks, a modern client can only be asked by ending its request.
+"""Suspended calls: a legacy backend sends a request, which reaches a modern client only by ending the client's own.
 
-2026-07-28 basic/patterns/mrtr: the call stays under way at its backend while the client gets `input_required` and a
-`requestState`; the retry, on whatever connection, brings the answers and goes on waiting. A parked call is resumed at
-most once per token, never run again, bounded in number per principal and in time, and when it expires its backend is
-told to cancel. The lot owns parked flows; `run` is the task that lets them expire.
+2026-07-28 basic/patterns/mrtr: the call stays in flight at its backend while the client gets `input_required` and a
+`requestState`; the retry, on any connection, brings the answers and continues to wait. A suspended call is resumed at
+most once per token, never run again, bounded in number per principal and in time; when it expires it is cancelled at
+its backend. `SuspendedCalls` owns their streams; `run` is the task that lets them expire.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from gateway.frontends.modern.request_state import RequestStateCodec
 
 MAX_PARKED: Final = 1_024
-"""Parked calls in all; each holds a pending call of some kilobytes and a place at its backend."""
+"""Suspended calls in all; each holds a pending call of some kilobytes and a slot at its backend."""
 MAX_PARKED_EACH: Final = 32
-"""Parked calls of one principal; anonymous clients together count as one. Each holds one of the places that its backend
-has for calls (`max_concurrency`, 64 if nothing is said), so they must not be able to take them all."""
+"""Suspended calls of one principal; anonymous clients together count as one. Each holds one of its backend's slots
+(`max_concurrency`, 64 by default), so they must not be able to use all of them."""
 PARKED_FOR: Final = 300.0
-"""Seconds that a parked call waits for its client; people take their time."""
+"""Seconds that a suspended call waits for its client; people take their time."""
 GATHER_TURNS: Final = 12
-"""Turns of the loop for which the first request waits for others, and each of those for more, so that what is asked at
-once arrives together; what comes later is asked for in another round. No time: a timer cannot be shorter than 1 ms."""
+"""Steps of the loop for which the first request waits for others, and each of those for more, so that requests sent
+together arrive in one round. Not a time: a timer cannot be shorter than 1 ms."""
 
 
 class SuspendedCall:
@@ -48,7 +48,7 @@ class SuspendedCall:
 
 
 class SuspendedCalls:
-    """All parked calls."""
+    """All suspended calls."""
 
     def __init__(self, sealer: RequestStateCodec, *, max_calls: int = MAX_PARKED) -> None:
         self.sealer = sealer
@@ -60,10 +60,10 @@ class SuspendedCalls:
         return len(self._parked)
 
     async def park(self, flow: CallStream, first: ServerRequest) -> bytes | Outcome | None:
-        """Park a call whose backend asks something; returns the `input_required` result for the client.
+        """Suspend a call whose backend sent a request; return the `input_required` result for the client.
 
-        Where the call ends while further requests are gathered, its outcome is returned; None means to go on with the
-        flow, for there was no room and the requests were refused, or the backend has taken them back.
+        If the call ends while further requests are gathered, return its outcome; return None to continue with the
+        stream, because the limit was reached and the requests were refused, or because the backend withdrew them.
         """
         gathered = [first]
         while not isinstance(item := await self._next_of_round(flow), bool):
@@ -73,14 +73,14 @@ class SuspendedCalls:
                 gathered = [ask for ask in gathered if ask is not item.ask]
             else:
                 return item
-        # Never the same key twice in the life of a call: a late answer must not be taken for one to what came after it.
+        # Keys are unique in the life of a call: a late answer must not be taken for one to a later request.
         open_asks = {f"input-{flow.number_ask()}": ask for ask in gathered}
         return self._suspend(flow, open_asks) if open_asks else None
 
     async def _next_of_round(self, flow: CallStream) -> ServerRequest | Withdrawn | Outcome | bool | None:
-        """Another request, one taken back, or the outcome; False when nothing comes any more. Notices wait."""
+        """Return another request, a withdrawn one, or the outcome; False if none is due. Notifications are kept."""
         for _ in range(GATHER_TURNS):
-            with trio.move_on_after(0):  # what is there by now
+            with trio.move_on_after(0):  # events that have already arrived
                 return await flow.next_but_notices()
         return False
 
@@ -104,10 +104,10 @@ class SuspendedCalls:
         return jsonrpc.encode({"resultType": "input_required", "inputRequests": wanted, "requestState": state})
 
     def resume(self, key: str, retry: Call) -> CallStream | bytes:
-        """Go on with a parked call: the flow to wait on, or `input_required` again where an answer is missing.
+        """Resume a suspended call: return its stream, or `input_required` again if an answer is missing.
 
         Raises:
-            InvalidParams: the call is not parked (resumed before, expired, or ended), or an answer has a wrong form.
+            InvalidParams: the call is not suspended (resumed before, expired, or ended), or an answer is invalid.
         """
         entry = self._parked.get(key)
         if entry is None:
@@ -129,7 +129,7 @@ class SuspendedCalls:
         return (self._suspend(entry.flow, left) if left else None) or entry.flow
 
     async def run(self) -> None:
-        """Let parked calls expire; runs until cancelled."""
+        """Let suspended calls expire; runs until cancelled."""
         while True:
             self._changed = trio.Event()
             next_expiry = min((entry.expires for entry in self._parked.values()), default=float("inf"))
@@ -137,7 +137,7 @@ class SuspendedCalls:
                 await self._changed.wait()
             now = trio.current_time()
             for key, entry in list(self._parked.items()):
-                if entry.expires <= now:  # one whose backend has answered meanwhile keeps that for its client
+                if entry.expires <= now:  # if the backend has answered meanwhile, the outcome is kept for the client
                     self._end(key, "the client did not come back with its input")
 
     def close_of(self, principal: str) -> None:
@@ -147,7 +147,7 @@ class SuspendedCalls:
                 self._end(key, "the client's access was revoked")
 
     def close_all(self) -> None:
-        """End every parked call: no retry can come any more."""
+        """End every suspended call: no retry can arrive."""
         for key in list(self._parked):
             self._end(key, "the gateway is shutting down")
 

@@ -93,7 +93,7 @@ async def test_another_gateways_socket_is_left_alone(folder: Path) -> None:
 def test_only_sockets_are_replaced(folder: Path) -> None:
     path = folder / "f"
     path.write_text("mine")
-    with pytest.raises(ListenError, match="no socket"):
+    with pytest.raises(ListenError, match="not a socket"):
         ListenAddress(uds=path).open()
     assert path.read_text() == "mine"
     for wrong in (folder / ("x" * 200), folder / "none" / "s"):
