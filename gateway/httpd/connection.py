@@ -1,10 +1,10 @@
 """One HTTP/1.1 connection: the app answers through an `Exchange`, and reading never stops for long.
 
-Invariant: at most one exchange is current; requests are served in the order in which they came. The connection's own
-task reads until the peer hangs up, so a hang-up is seen while an app works; what a client sends ahead waits in a
-buffer of `MAX_AHEAD` bytes. Each app runs in a task of the connection's nursery, which ends with the connection.
-What changes state is synchronous: between two checkpoints trio is a lock. `httpd.server` says why all this
-stands in place of Hypercorn's `TCPServer`, `H11Protocol` and `HTTPStream`.
+Invariant: at most one exchange is current; requests are served in order of arrival. The connection's own task reads
+until the peer disconnects, so a disconnect is seen while an app works; pipelined data waits in a buffer of `MAX_AHEAD`
+bytes. Each app runs in a task of the connection's nursery, which ends with the connection. State changes are
+synchronous: between two checkpoints trio is a lock. `httpd.server` gives the reasons why this replaces Hypercorn's
+`TCPServer`, `H11Protocol` and `HTTPStream`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ if TYPE_CHECKING:
     from gateway.httpd.wire import Wire
 
 MAX_AHEAD = 2**16
-"""Bytes that may wait unparsed (pipelined requests, or a body that the app does not read) before reading pauses.
+"""Unparsed bytes (pipelined requests, or a body that the app does not read) before reading pauses.
 
-One more read (64 KiB) can come on top. While reading pauses a hang-up is not seen: the price of the bound."""
+One more read (64 KiB) can be added. While reading pauses a disconnect is not seen: the price of the bound.
+"""
 
 LINGER = 2.0
-"""Seconds for which the rest of a request that nobody wants is read and dropped after the response.
+"""Seconds for which the rest of an unread request is read and dropped after the response.
 
-Closing with unread data sends RST, and a client that is still sending would lose the answer (a 413 for instance)."""
+Closing with unread data sends RST, and a client that is still sending would lose the response (a 413 for instance).
+"""
 
 SHORTEST_LOOK = 0.05
-"""Seconds; a busy connection's idle check comes no more often, however short `keep_alive_timeout` is."""
+"""Seconds; minimum between two idle checks of a busy connection, however short `keep_alive_timeout` is."""
 
 
 class Connection:
@@ -57,9 +59,9 @@ class Connection:
         handle_nowait: NowaitHandler | None,
         on_request: Callable[[], None],
     ) -> None:
-        """Make one; `on_request` is called when the first head is complete, `handle_nowait` as in `httpd.exchange`.
+        """Make a connection; `on_request` is called after the first head, `handle_nowait` as in `httpd.exchange`.
 
-        `make_wire` is given the share in which the wire counts what its client does not take.
+        `make_wire` is given the share in which the wire counts unsent bytes.
         """
         self.service, self.config = service, service.config
         self.scheme, self.client, self.server = scheme, client, server
@@ -75,20 +77,20 @@ class Connection:
         self._sending = trio.Lock()
         self._patience = trio.CancelScope()  # around `_read`; `run` renews it
         self._since = trio.current_time()  # when the connection became idle, or a body last moved
-        self._head_since: float | None = self._since  # when a head began whose end has not come; the first one at once
-        self._window_end: float | None = None  # when it is checked that a body has brought enough
+        self._head_since: float | None = self._since  # when an incomplete head began; the first one on connecting
+        self._window_end: float | None = None  # when the rate of a body is next checked
         self._window_bytes = 0
         self._body_since = 0.0
-        self._paused_at: float | None = None  # since when the app does not take the body
+        self._paused_at: float | None = None  # since when the app does not read the body
         self._deaf = False  # the peer has broken the protocol: nothing more is parsed
         self._ending = False  # the reader is to end
-        self._lingers = False  # ... and to drop what still comes
+        self._lingers = False  # ... and to drop further data
         self._closed = False
 
-    # --- life and death
+    # --- lifecycle
 
     async def run(self) -> None:
-        """Serve until a hang-up, a deadline, `drain` or a fault, and all apps have returned."""
+        """Serve until a disconnect, a deadline, `drain` or a fault, and until all apps have returned."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -108,7 +110,7 @@ class Connection:
             self._exchange = None
 
     def waits(self) -> tuple[Rank, float] | None:
-        """Return what the connection waits for from its client, and since when; None while it is busy or ends."""
+        """Return the state that the client must end, and its start; None while the connection is busy or ending."""
         if self._ending or self._closed:
             return None
         exchange = self._exchange
@@ -128,7 +130,7 @@ class Connection:
             self._shut(self._wire.abort)
 
     def drain(self) -> None:
-        """End now when idle, else with the response that is under way; a new one may send its first request."""
+        """End now if idle, else after the current response; a new connection may send its first request."""
         self.keeps_alive = False
         if self._exchange is None and not self._deaf:
             if self._requests:
@@ -142,7 +144,7 @@ class Connection:
         self._patience.cancel(reason="the connection has served its last request")
 
     def _shut(self, close: Callable[[], None]) -> None:
-        """Close the wire, wake the reader, tell the app; safe to repeat."""
+        """Close the wire, wake the reader, notify the app; safe to repeat."""
         if not self._closed:
             self._closed = True
             close()
@@ -162,11 +164,11 @@ class Connection:
         if not exchange.complete:
             silent = self._since + (self.config.read_timeout or math.inf)
             return silent if self._window_end is None or self._paused_at is not None else min(silent, self._window_end)
-        # Busy: nothing can pass before the response has ended and the connection was idle for this long.
+        # Busy: no deadline can pass before the response has ended and the connection was idle for this long.
         return trio.current_time() + max(self.config.keep_alive_timeout, SHORTEST_LOOK)
 
     def _is_overdue(self) -> bool:
-        """Return whether the client has let a deadline pass."""
+        """Return whether the client has missed a deadline."""
         now = trio.current_time()
         if self._next_look() > now:
             return False
@@ -185,18 +187,18 @@ class Connection:
                 await trio.sleep_forever()  # until `_wake`, `_end` or a deadline
             data = await self._wire.receive()
             if not data:
-                self._ending = True  # EOF is a hang-up, also after a complete request: see `httpd.server`
+                self._ending = True  # EOF is a disconnect, also after a complete request: see `httpd.server`
             elif not (self._deaf or self._ending):
                 if self._exchange is not None:
                     self._since = trio.current_time()
                 self._parser.receive(data)
                 self._parse()
-                if self._exchange is not None and not self._exchange.complete:  # the deadlines that may come nearer
+                if self._exchange is not None and not self._exchange.complete:  # the deadlines that may move closer
                     self._patience.deadline = min(self._patience.deadline, self._next_look())
         await trio.lowlevel.checkpoint()
 
     def resume(self) -> None:
-        """Continue to parse the body; the app has taken a piece."""
+        """Continue to parse the body; the app has read a piece."""
         self._since = trio.current_time()
         if self._paused_at is not None:
             self._body_since += self._since - self._paused_at
@@ -206,12 +208,12 @@ class Connection:
         self._wake()
 
     def _wake(self) -> None:
-        """Have the reader parse what waits; another task would handle a request in the middle of its own step."""
+        """Have the reader parse buffered data; another task would handle a request in the middle of its own step."""
         if self._parser.buffered:
             self._patience.cancel(reason="more can be parsed")
 
     def _parse(self) -> None:
-        """Handle what has come up to the end of one request or a full queue."""
+        """Handle data up to the end of one request or a full queue."""
         while not (self._deaf or self._ending):
             exchange = self._exchange
             if exchange is not None and (exchange.complete or exchange.full):
@@ -227,11 +229,11 @@ class Connection:
                 if self._begin(event):
                     break
             elif exchange is None:
-                if self._head_since is None and self._parser.buffered:  # the rest of a head must come in time
+                if self._head_since is None and self._parser.buffered:  # the rest of a head must arrive in time
                     self._head_since = trio.current_time()
                 self._patience.deadline = min(self._patience.deadline, self._next_look())
                 break
-            elif event is None:  # part of a body has come: the rest must come at `Limits.rate`
+            elif event is None:  # part of a body has arrived: the rest must arrive at `Limits.rate`
                 if self._window_end is None:
                     self._body_since = trio.current_time()
                     self._window_end, self._window_bytes = self._body_since + self._limits.window, 0
@@ -244,7 +246,7 @@ class Connection:
                     break
 
     def _begin(self, head: RequestHead) -> bool:
-        """Make the exchange of a request; return whether it came whole and has been offered."""
+        """Make the exchange of a request; return whether the request was complete and has been offered."""
         self._head_since = self._window_end = self._paused_at = None
         self._requests += 1
         if self._requests == 1:
@@ -268,7 +270,7 @@ class Connection:
         return True
 
     def _offer(self, exchange: Exchange, handle_nowait: NowaitHandler) -> None:
-        """Have a request whose body has arrived answered without a task, or by the app."""
+        """Have a request with a complete body answered without a task, or by the app."""
         try:
             if not handle_nowait(exchange):
                 exchange.start(self._app)
@@ -306,7 +308,7 @@ class Connection:
         self._shut(self._wire.abort if exchange.ends_by_close else self._wire.close)
 
     def _refuse(self, status: int) -> None:
-        """Answer a request that the protocol, not the app, refuses."""
+        """Respond to a request that breaks the protocol, without the app."""
         self._deaf = True
         exchange = self._exchange
         if exchange is not None and exchange.state is ResponseState.STREAMING:
@@ -315,18 +317,18 @@ class Connection:
         if exchange is not None:
             exchange.put_disconnect()
             if exchange.state is ResponseState.DONE:
-                return  # its last bytes are on their way, and the connection ends after them
+                return  # its last bytes are being sent, and the connection ends after them
         self._nursery.start_soon(self._answer, status)
 
     async def _answer(self, status: int) -> None:
-        with contextlib.suppress(ClientGone):  # then there is nobody left to answer
+        with contextlib.suppress(ClientGone):  # then no client is left to answer
             await self.write(refusal(status, self.service.common_lines()))
         await trio.lowlevel.checkpoint()
         unread = self._exchange is not None and not self._exchange.complete
         self._end(lingers=self._deaf or unread or bool(self._parser.buffered))
 
     def finished(self, exchange: Exchange) -> None:
-        """Take note that the response is out: go on with what waits, or end."""
+        """Handle the end of a response: serve the next request, or close."""
         exchange.put_disconnect()
         self._exchange = None
         if self.keeps_alive and exchange.complete and not exchange.close_after:
@@ -339,7 +341,7 @@ class Connection:
     # --- writing
 
     def finish_nowait(self, exchange: Exchange, pieces: list[bytes]) -> bool:
-        """Send the last message of an exchange as far as the socket takes it, and have a task send the rest."""
+        """Send the last message of an exchange without waiting, and have a task send the rest."""
         try:
             for data in pieces:
                 self._wire.send_nowait(data)
@@ -363,8 +365,8 @@ class Connection:
     async def write(self, *pieces: bytes) -> None:  # noqa: ASYNC910 - a reschedule costs 4 us a message
         """Send a message, waiting for the peer at most `send_timeout` s at a time; messages never interleave.
 
-        Raises ClientGone when the peer has gone or took nothing for so long (the connection is then aborted). A write
-        that is cancelled half-way aborts the connection too: nothing sensible can follow half a message. What fits
+        Raises ClientGone when the peer has disconnected or read nothing for that time (the connection is then aborted).
+        A cancelled partial write aborts the connection too: nothing sensible can follow half a message. Data that fits
         into the kernel's buffer is sent without a checkpoint.
         """
         if self._sending.locked():

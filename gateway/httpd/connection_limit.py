@@ -1,9 +1,9 @@
-"""How many connections may be open at once, which of them make room for new ones, and how long each state may last.
+"""The limit of open connections: which of them are closed for new ones, and how long each state may last.
 
-Up to `Limits.connections` have a place. Over that, connections that wait for their client make room: first those
-without a request (silent, in a TLS handshake, in the middle of a head), then idle ones, then uploads that are slow.
-Where all are busy, a newcomer is accepted into a small reserve: a probe is answered from there at once, every other
-request waits for a place, and is refused with 503 when it has waited too long or a newcomer needs its place there.
+Up to `Limits.connections` have a slot. Above that, connections that wait for their client are closed: first those
+without a request (silent, in a TLS handshake, in the middle of a head), then idle ones, then slow uploads. If all are
+busy, a new connection is accepted into a small reserve: a probe is answered from there immediately, every other request
+waits for a slot, and is refused with 503 when it has waited too long or a newer connection needs its place there.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECHECK_INTERVAL: Final = 0.25
-"""Seconds between two looks, while the bound is reached, whether a connection can make room."""
+"""Seconds between two checks at the limit for connections to close."""
 BATCH: Final = 50
-"""One look ends up to this part of all places at once: a flood of silent connections must not cost a look for each."""
+"""Maximum fraction of all slots freed by one check: a flood of silent connections must not cost a check for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What clients may hold of an HTTP server, and for how long (seconds); each state has a deadline."""
+    """Limits of an HTTP server's clients in number and in time (seconds); each state has a deadline."""
 
     connections: int = 5_000
-    """Connections with a place."""
+    """Connections with a slot."""
     per_address: int = 256
-    """Connections of one address that have not sent a request yet; over it the oldest is closed. 0: no such bound."""
+    """Connections of one address that have not sent a request yet; above it the oldest is closed. 0: unlimited."""
     reserve: int = 64
-    """Connections over `connections`, for probes and for requests that wait for a place."""
+    """Connections above `connections`, for probes and for requests that wait for a slot."""
     probes: frozenset[str] = frozenset()
-    """Paths that are served without a place."""
+    """Paths that are served without a slot."""
     place: float = 10.0
-    """The longest wait for a place."""
+    """The longest wait for a slot."""
     settle: float = 1.0
-    """The age from which a connection without a request makes room; a crowd that arrives at once is not silent yet."""
+    """The age from which a connection without a request may be closed; a burst of new ones is not silent yet."""
     handshake: float = 10.0
     """A TLS handshake."""
     head: float = 15.0
@@ -46,13 +46,13 @@ class Limits:
     window: float = 30.0
     """A body that has not arrived by then must bring `rate` bytes a second from then on, in each such window."""
     rate: int = 256
-    """The least rate of a body in bytes a second; what frames it does not count. Also of a client that reads."""
+    """The minimum rate of a body in bytes a second, without its framing; also of a client that reads."""
     send: float = 10.0
-    """The longest time in which a client takes nothing of a response."""
+    """The longest time in which a client reads nothing of a response."""
 
 
 class Rank(IntEnum):
-    """The order in which connections make room."""
+    """The order in which connections are closed."""
 
     SILENT = 0
     IDLE = 1
@@ -65,16 +65,16 @@ class Slot:
     def __init__(self, address: str | None, *, placed: bool) -> None:
         self.address = address
         self.placed = placed
-        """Whether it has a place, or is in the reserve."""
+        """Whether it has a slot, or is in the reserve."""
         self.opened = trio.current_time()
         self.scope = trio.CancelScope()
-        """Around all that is done for it before it speaks HTTP/1.1."""
+        """Around everything before its HTTP/1.1 begins."""
         self.waits: Callable[[], tuple[Rank, float] | None] = lambda: (Rank.SILENT, self.opened)
-        """What it waits for from its client, and since when; None while it is busy."""
-        self.end: Callable[[], None] = lambda: self.scope.cancel(reason="the connection makes room")
+        """Returns the state that its client must end, and its start; None while it is busy."""
+        self.end: Callable[[], None] = lambda: self.scope.cancel(reason="closed for a new connection")
         self.ended = False
         self.changed = trio.Event()
-        """Set when it is given a place, or refused one."""
+        """Set when it is given a slot, or refused one."""
         self.refused = False
 
 
@@ -90,7 +90,7 @@ class ConnectionLimit:
         self._freed = trio.Event()
 
     async def enter(self, address: str | None) -> Slot:
-        """Wait for a place, or one in the reserve, and count one more connection."""
+        """Wait for a slot, or a place in the reserve, and count one more connection."""
         limits = self._limits
         while self._taken >= limits.connections:
             if not self.make_room():
@@ -126,10 +126,10 @@ class ConnectionLimit:
                 del self._silent[slot.address or ""]
 
     def leave(self, slot: Slot) -> None:
-        """Count a connection no longer."""
+        """Stop counting a connection."""
         self.note_request(slot)
         del self._slots[slot]
-        del slot.waits, slot.end  # both lead back to it, and would keep its connection until the collector runs
+        del slot.waits, slot.end  # both refer to it, and would keep its connection until the garbage collector runs
         if slot.placed:
             self._taken -= 1
             if self._waiting:
@@ -144,7 +144,7 @@ class ConnectionLimit:
         self._freed.set()  # in the reserve
 
     async def wait_for_place(self, slot: Slot) -> bool:
-        """Wait until a connection of the reserve has a place; False if it gets none in time."""
+        """Wait until a connection of the reserve has a slot; return False if it gets none in time."""
         self._waiting[slot] = None
         try:
             with trio.move_on_after(self._limits.place):
@@ -161,7 +161,7 @@ class ConnectionLimit:
         return slot.placed
 
     def make_room(self) -> bool:
-        """End waiting connections, the lowest rank first; False if there are none."""
+        """End waiting connections, the lowest rank first; return False if there are none."""
         now = trio.current_time()
         candidates = [
             (*waits, index, slot)

@@ -1,4 +1,4 @@
-"""One HTTP request and its response, as an app sees them: `scope`, `receive` and `send` of ASGI, or without a task.
+"""One HTTP request and its response from the app's side: `scope`, `receive` and `send` of ASGI, or without a task.
 
 Invariant: the response head leaves together with the first body message (an empty one with `more_body` flushes it),
 a message is one write, and nothing empty is sent. The request body waits in a queue of `max_app_queue_size` chunks;
@@ -6,14 +6,14 @@ when it is full the connection stops parsing. An exchange starts no tasks; its c
 
 A server may be given `handle_nowait(exchange) -> bool` beside its ASGI app. The task that reads a connection calls it
 for each HTTP/1.1 request whose body has arrived and has at most `MAX_WHOLE_BODY` bytes; all others (larger, chunked,
-`Expect`, HTTP/2, on a connection of the reserve in `connection_limit`) go to the app at once. It must not wait. It
+`Expect`, HTTP/2, on a connection of the reserve in `connection_limit`) go to the app directly. It must not wait. It
 reads `scope` and `body`, and returns False to have the app run in a task, or True to answer itself, now or later from
 any task of the same loop, with one of:
 
 - `respond_nowait(status, headers, body)`: a whole response, whose length is added. It returns False when the client has
-  gone. What the socket does not take waits in the connection, which reads no further request before it is out, and is
-  aborted when the client takes nothing for `Limits.send` s, or to keep the server's `Budget`. A response of HTTP/2 is
-  sent by the app's task.
+  disconnected. The connection buffers the unsent rest, reads no further request before it is sent, and is aborted when
+  the client reads nothing for `Limits.send` s, or to keep the server's `Budget`. A response of HTTP/2 is sent by the
+  app's task.
 - `start(app)`: an ASGI app, run in a task of the connection, for what may wait (a stream, for instance).
 
 Until then `on_disconnect` is called once if the client hangs up or the connection ends; it must not wait either, nor
@@ -56,7 +56,7 @@ MAX_WHOLE_BODY = 2**16
 """Bytes of a request body that `handle_nowait` may get; a larger one goes to the app piece by piece."""
 
 KNOWN_HEADERS = 1024
-"""Rendered header lines that are remembered; most responses of an app repeat the same few. Least recently used go."""
+"""Cached rendered header lines; most responses of an app repeat the same few. The least recently used are dropped."""
 
 MAX_KNOWN_TARGET = 256
 """Bytes of a request target that is remembered; anybody may send long ones, and always another one."""
@@ -77,20 +77,20 @@ STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 
 
 class ClientGone(ConnectionError):
-    """The client hung up or stopped reading for too long; nothing more can be sent.
+    """The client disconnected or stopped reading for too long; nothing more can be sent.
 
     ASGI asks for an OSError here, so that an app that streams without listening for `http.disconnect` ends too.
     """
 
 
 class ResponseState(Enum):
-    """How far the response is; it only moves forward."""
+    """The progress of the response; it only moves forward."""
 
     AWAITED = 1
     HELD = 2
     """The app has given the head, which waits for the first body message."""
     STREAMING = 3
-    """The head is on the wire (or about to be): there is no way back to an error response."""
+    """The head is on the wire (or about to be): an error response is no longer possible."""
     DONE = 4
 
 
@@ -120,7 +120,7 @@ def split_target(target: bytes) -> tuple[str, bytes, bytes, bytes | None]:
 
 @lru_cache(KNOWN_HEADERS)
 def whole_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes | None:
-    """Return the head of a whole response up to its length; None for what depends on more than status and headers.
+    """Return the head of a whole response up to its length; None if it depends on more than status and headers.
 
     Raises:
         ValueError: a header is not legal.
@@ -170,7 +170,7 @@ class ExchangeOwner(Protocol):
     keeps_alive: bool
 
     def resume(self) -> None:
-        """Parse more of the body: the app has taken a chunk."""
+        """Parse more of the body: the app has read a chunk."""
         ...
 
     def start(self, exchange: Exchange, app: App) -> None:
@@ -178,7 +178,7 @@ class ExchangeOwner(Protocol):
         ...
 
     def finish_nowait(self, exchange: Exchange, pieces: list[bytes]) -> bool:
-        """Send the last message without waiting; False if the client has gone."""
+        """Send the last message without waiting; return False if the client has disconnected."""
         ...
 
     async def write(self, *pieces: bytes) -> None:
@@ -221,7 +221,7 @@ class Exchange:
         }
         self.state = ResponseState.AWAITED
         self.started = False
-        """The app runs; before that the body is collected in `body`."""
+        """Whether the app runs; before that the body is collected in `body`."""
         self.body = b""
         self.on_disconnect: Callable[[], None] | None = None
         """See the module."""
@@ -229,9 +229,9 @@ class Exchange:
         # the request side
         self._chunks: deque[bytes] = deque()
         self.complete = False
-        """The request has arrived to its end (the app need not have read it)."""
+        """Whether the request has arrived completely (the app need not have read it)."""
         self.gone = False
-        """The client hung up or the response is complete: the app hears `http.disconnect`."""
+        """Whether the client disconnected or the response is complete: `receive` returns `http.disconnect`."""
         self._end_told = False
         self._news: trio.Event | None = None
         # the response side
@@ -239,10 +239,10 @@ class Exchange:
         self._head: list[bytes] = []
         self._chunked = False
         self._left: int | None = None
-        """Bytes that the declared content-length still promises; None when the length is not declared."""
+        """Remaining bytes of the declared content-length; None without one."""
         self._no_body = False
         self.close_after = False
-        """The response itself demands that the connection ends with it."""
+        """Whether the response itself demands that the connection ends with it."""
         self.response: dict[str, Any] | None = None
 
     # --- the request side: filled by the connection's reader, emptied by the app
@@ -265,7 +265,7 @@ class Exchange:
             self._wake()
 
     def put_disconnect(self) -> None:
-        """From here on `receive` ends in `http.disconnect`; safe to repeat."""
+        """Make `receive` end in `http.disconnect` from now on; safe to repeat."""
         self.gone = True
         if self._news is not None:
             self._wake()
@@ -286,7 +286,7 @@ class Exchange:
             news.set()
 
     async def receive(self) -> dict[str, Any]:
-        """ASGI's `receive`: the body, then a wait for `http.disconnect`. Cancelled: nothing is lost."""
+        """Receive as in ASGI: the body, then a wait for `http.disconnect`. A cancelled call loses nothing."""
         while True:
             if self._chunks:
                 data = self._chunks.popleft()
@@ -299,11 +299,11 @@ class Exchange:
                 self._end_told = True
                 return {"type": "http.request", "body": b"", "more_body": False}  # noqa: ASYNC910 - the same
             if self.gone:
-                await trio.lowlevel.checkpoint()  # an app that ignores the answer must not hold the loop
+                await trio.lowlevel.checkpoint()  # an app that ignores it must not block the loop
                 return {"type": "http.disconnect"}
             if self._awaits_continue and self.state in {ResponseState.AWAITED, ResponseState.HELD}:
                 self._awaits_continue = False
-                with contextlib.suppress(ClientGone):  # the next round tells the app
+                with contextlib.suppress(ClientGone):  # the next round notifies the app
                     await self._connection.write(CONTINUE)
                 continue
             if self._news is None:
@@ -313,7 +313,7 @@ class Exchange:
     # --- the response side
 
     async def send(self, message: dict[str, Any]) -> None:  # noqa: ASYNC910 - holding a head back waits for nothing
-        """ASGI's `send`; see `Connection.write` for its bound.
+        """Send as in ASGI; see `Connection.write` for its bound.
 
         Raises ClientGone, UnexpectedMessageError for a message out of order, ValueError for
         headers that are not legal and for a body that breaks its content-length. Cancelled while a part of the message
@@ -332,7 +332,7 @@ class Exchange:
             raise UnexpectedMessageError(self.state, kind)
 
     def respond_nowait(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Send a whole response; False if the client has gone. See the module.
+        """Send a whole response; return False if the client has disconnected. See the module.
 
         Raises UnexpectedMessageError if there is a response already, ValueError for headers that are not legal and for
         a body that breaks its content-length; nothing is sent then, and another response may be.
@@ -356,12 +356,12 @@ class Exchange:
         except ValueError:
             self.state, self._left, self._chunked = ResponseState.AWAITED, None, False
             raise
-        self.on_disconnect = None  # what it leads to need not stay until the response is out
+        self.on_disconnect = None  # objects that it refers to need not live until the response is sent
         return connection.finish_nowait(self, pieces)
 
     def _hold_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if not 200 <= status <= 999:
-            raise ValueError(f"{status} is no final status")
+            raise ValueError(f"{status} is not a final status")
         length: bytes | None = None
         chunked = False
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
@@ -396,7 +396,7 @@ class Exchange:
 
     @property
     def ends_by_close(self) -> bool:
-        """Whether only the end of the connection tells the client where the body ends."""
+        """Whether only the end of the connection marks the end of the body."""
         return self._left is None and not self._chunked and not self._no_body
 
     async def _send_body(self, body: bytes, more: bool) -> None:
@@ -409,11 +409,11 @@ class Exchange:
             await self._connection.service.note_end(self)
 
     def _render(self, body: bytes, more: bool) -> list[bytes]:
-        """Return the next message, with the head if it is the first; the response is now as far as if it were sent."""
+        """Return the next message, with the head if it is the first; advance the response as if it were sent."""
         parts = self._framed(body, more)  # first, since it may refuse: then nothing of this response is on the wire
         if self.state is ResponseState.HELD:
             if not more and not self.complete:
-                self.close_after = True  # the rest of the request is not waited for
+                self.close_after = True  # the rest of the request is not awaited
             head = [*self._head, self._connection.service.common_lines()]
             if self.close_after or not self._connection.keeps_alive:
                 self.close_after = True

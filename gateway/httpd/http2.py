@@ -1,7 +1,7 @@
-"""HTTP/2 connections: stock Hypercorn with deadlines for what its client owes, and sends that are bounded.
+"""HTTP/2 connections: stock Hypercorn with deadlines for the client's unfinished frames, and bounded sends.
 
-Hypercorn hands on what `h2` has understood, so a client that sends a frame byte by byte shows in none of its events.
-`FrameWatch` reads the frame headers (RFC 9113, 4.1) beside it and knows what is incomplete and since when.
+Hypercorn passes on events of `h2`, in which a client that sends a frame byte by byte does not show. `FrameWatch` reads
+the frame headers (RFC 9113, 4.1) beside it and knows which frame is incomplete and since when.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ if TYPE_CHECKING:
 MAX_UNSENT: Final = 2**24
 """Bytes of responses that may wait for one client, a result of the largest default size; then its requests wait too.
 
-The connection is read all the same, since what it brings may be room for these responses. A stream whose client takes
-nothing for `Limits.send` s is reset."""
+The connection is read all the same, since a window update may be waiting. A stream whose client reads nothing for
+`Limits.send` s is reset.
+"""
 TLS_RECORDS: Final = 2**16
-"""A TLS stream does not tell how much the peer took, so it is fed in slices of this size, each with a deadline."""
+"""A TLS stream does not report how much the peer has read, so it is fed in slices of this size, each with a
+deadline."""
 PREFACE_BYTES: Final = 24
 FRAME_HEADER_BYTES: Final = 9
 DATA, HEADERS, RST_STREAM, CONTINUATION = 0, 1, 3, 9
@@ -56,7 +58,7 @@ END_STREAM, END_HEADERS, PADDED = 0x1, 0x4, 0x8
 
 @dataclass
 class Body:
-    """The body of a request that has not arrived to its end."""
+    """The body of an incomplete request."""
 
     since: float
     window_end: float
@@ -65,23 +67,23 @@ class Body:
 
 
 class FrameWatch:
-    """What a client has begun to send and not ended, from the bytes of the connection alone."""
+    """A client's unfinished frames, from the bytes of the connection alone."""
 
     def __init__(self, limits: Limits, now: float) -> None:
         self._limits = limits
         self.opened = now
         self.requests = 0
-        """Heads that are complete."""
+        """The number of complete heads."""
         self.bodies: dict[int, Body] = {}
         self.unit_since: float | None = None
-        """Since when a frame that is no body, or a block of headers, is incomplete."""
+        """Since when a frame outside of bodies, or a block of headers, is incomplete."""
         self._header = bytearray()
         self._skip = PREFACE_BYTES
         self._type = self._flags = self._stream = self._padding = -1
         self._ends_stream = False
 
     def feed(self, data: bytes, now: float) -> None:
-        """Take note of what has come."""
+        """Feed received bytes."""
         at = 0
         while at < len(data):
             if self._skip:
@@ -90,7 +92,7 @@ class FrameWatch:
                 self._skip -= len(part)
                 if self._type == DATA and (body := self.bodies.get(self._stream)) is not None:
                     body.received += len(part)
-                    if self._flags & PADDED and self._padding < 0:  # padding is no body
+                    if self._flags & PADDED and self._padding < 0:  # padding is not part of the body
                         self._padding = part[0]
                         body.received -= 1 + self._padding
                 if not self._skip:
@@ -129,7 +131,7 @@ class FrameWatch:
 
     @property
     def head_since(self) -> float | None:
-        """Since when the client owes a head, or the rest of a frame that belongs to no body."""
+        """Since when the client owes a head, or the rest of a frame outside of bodies."""
         if not self.requests:
             return self.opened
         in_body = self._type == DATA and self._skip and self._stream in self.bodies
@@ -142,7 +144,7 @@ class FrameWatch:
         return min([head, *(body.window_end for body in self.bodies.values())])
 
     def pause(self, seconds: float) -> None:
-        """Extend all deadlines: the app did not take what has come."""
+        """Extend all deadlines: the app did not read the received data."""
         for body in self.bodies.values():
             body.since += seconds
             body.window_end += seconds
@@ -150,7 +152,7 @@ class FrameWatch:
             self.unit_since += seconds
 
     def slow_bodies(self, now: float) -> list[int]:
-        """Return the streams whose bodies did not bring enough, and begin new windows for the others."""
+        """Return the streams whose bodies were too slow, and begin new windows for the others."""
         late = [stream for stream, body in self.bodies.items() if body.window_end <= now]
         least = self._limits.rate * self._limits.window
         slow: list[int] = []
@@ -165,7 +167,7 @@ class FrameWatch:
 
 
 class _Ended:
-    """Stands for a stream that has been answered, while its client still sends: what comes is dropped."""
+    """Replaces a stream that has been answered, while its client still sends: its data is dropped."""
 
     idle = True
 
@@ -174,17 +176,17 @@ class _Ended:
 
 
 class _Streams(UserDict[int, Any]):
-    """The streams of a connection. Hypercorn looks one up for data that comes after the response, too."""
+    """The streams of a connection. Hypercorn looks one up for data after the response, too."""
 
     def __missing__(self, stream: int) -> _Ended:
         return _Ended()
 
 
 class _Buffer(StreamBuffer):
-    """What waits for the client of one stream. Hypercorn's wakes the app also when the client has taken nothing."""
+    """Unsent data of one stream. Hypercorn's own wakes the app even if the client has read nothing."""
 
     async def pop(self, max_length: int) -> bytes:
-        """Take up to so many bytes; nothing, and the app still waits, where the client's window is used up."""
+        """Return up to this many bytes; none, and the app still waits, if the client's window is used up."""
         if max_length <= 0 and self.buffer:
             await trio.lowlevel.checkpoint()
             return b""
@@ -192,7 +194,7 @@ class _Buffer(StreamBuffer):
 
 
 class _Buffers(UserDict[int, StreamBuffer]):
-    """The buffers of a connection, each made ours as Hypercorn puts its own in."""
+    """The buffers of a connection; each that Hypercorn adds is replaced by ours."""
 
     def __setitem__(self, stream: int, buffer: StreamBuffer) -> None:
         super().__setitem__(stream, _Buffer(EventWrapper))
@@ -216,7 +218,7 @@ def _is_servable(head: Mapping[bytes, bytes]) -> bool:
 
 
 class BoundedTCPServer(TCPServer):
-    """Hypercorn's connection, for HTTP/2 only, that waits for its client only so long, in both directions."""
+    """Hypercorn's connection, for HTTP/2 only, with deadlines for its client in both directions."""
 
     def __init__(
         self,
@@ -228,7 +230,7 @@ class BoundedTCPServer(TCPServer):
         on_request: Callable[[], None],
         unsent: Share,
     ) -> None:
-        """Make one; `on_request` is called when the first head has come, `unsent` counts what the apps are sending."""
+        """Make a connection; `on_request` is called after the first head, `unsent` counts the apps' unsent bytes."""
         super().__init__(ASGIWrapper(cast("Any", self._run_app)), config, context, ConnectionState({}), stream)
         self._bounded_app = app
         self._on_request = on_request
@@ -244,9 +246,9 @@ class BoundedTCPServer(TCPServer):
         return cast("H2Protocol", self.protocol.protocol)  # chosen by ALPN
 
     def waits(self) -> tuple[Rank, float] | None:
-        """Return what the connection waits for from its client, and since when; None while it is busy."""
+        """Return the state that the client must end, and its start; None while the connection is busy."""
         watch = self._watch
-        streams = self._h2.streams if watch.requests else {}  # Hypercorn makes it only once it runs
+        streams = self._h2.streams if watch.requests else {}  # Hypercorn makes it only in `run`
         if not streams:
             since = watch.head_since
             return (Rank.IDLE, self._idle_since) if since is None else (Rank.SILENT, since)
@@ -255,7 +257,7 @@ class BoundedTCPServer(TCPServer):
         return (Rank.SLOW, latest) if latest + self._limits.window <= trio.current_time() else None
 
     async def _read_data(self) -> None:
-        """Hand on what comes; what does not come in time ends its stream, or the connection."""
+        """Pass on received data; end a stream, or the connection, whose data does not arrive in time."""
         self._h2.streams = cast("Any", _Streams())
         self._h2.stream_buffers = cast("Any", _Buffers())
         read = self._h2.connection.receive_data
@@ -272,7 +274,7 @@ class BoundedTCPServer(TCPServer):
                 since = self._watch.head_since
                 if since is not None and since + self._limits.head <= now:
                     break
-                with trio.move_on_after(self._limits.send) as patience:  # the app may be slow to take the end
+                with trio.move_on_after(self._limits.send) as patience:  # the app may be slow to read the end
                     for stream in self._watch.slow_bodies(now):
                         await self._reset(stream)
                 if patience.cancelled_caught:
@@ -287,17 +289,17 @@ class BoundedTCPServer(TCPServer):
             if not data:
                 break
         self._has_ended = True
-        await self.idle_task.stop()  # Hypercorn would wait for it, as for a client that is still there
+        await self.idle_task.stop()  # Hypercorn would wait for it, as for a connected client
         await self.protocol.handle(Closed())
         for buffer in list(self._h2.stream_buffers.values()):  # Hypercorn would leave the apps that send waiting
             await buffer.close()
         self.stream.transport_stream.socket.close()
 
     def _read_events(self, read: Callable[[bytes], list[h2.events.Event]], data: bytes) -> list[h2.events.Event]:
-        """Return what `h2` has understood, without what Hypercorn fails on: that must not end the other streams.
+        """Return the events of `h2` without those that Hypercorn fails on, which must not end the other streams.
 
-        A request that the app cannot be shown is reset; tunnels are not served. Priorities are advice that fails when
-        there is too much of it (and deprecated: RFC 9113, 5.3.2).
+        A request that cannot be passed to the app is reset; tunnels are not served. Priorities are advice that fails
+        when there is too much of it (and deprecated: RFC 9113, 5.3.2).
         """
         events: list[h2.events.Event] = []
         for event in read(data):
@@ -310,18 +312,18 @@ class BoundedTCPServer(TCPServer):
         return events
 
     async def _reset(self, stream: int) -> None:
-        """End one stream, and what serves it."""
+        """End one stream, and its app."""
         h2 = self._h2
         with suppress(ProtocolError):  # it has ended already
             h2.connection.reset_stream(stream, ErrorCodes.CANCEL)
         await h2.stream_send(StreamClosed(stream_id=stream))
         with suppress(MissingStreamError):
-            h2.priority.unblock(stream)  # the sending task finds that it has ended, and drops what it was to be sent
+            h2.priority.unblock(stream)  # the sending task finds that it has ended, and drops the rest
         await h2.has_data.set()
         await self.protocol_send(RawData(h2.connection.data_to_send()))
 
     async def _run_app(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Run the app with a `send` that raises ClientGone when the client takes nothing of its stream for too long."""
+        """Run the app with a `send` that raises ClientGone when the client reads nothing of its stream for too long."""
 
         async def bounded_send(message: Message) -> None:
             size = len(message.get("body", b""))
@@ -348,7 +350,7 @@ class BoundedTCPServer(TCPServer):
             await self._bounded_app(scope, receive, bounded_send)
 
     async def protocol_send(self, event: Event) -> None:
-        """Send within `Limits.send` s a slice, or close; everything but data is Hypercorn's business."""
+        """Send within `Limits.send` s a slice, or close; Hypercorn handles everything but data."""
         if not isinstance(event, RawData):
             if isinstance(event, Updated):
                 self._idle_since = trio.current_time()

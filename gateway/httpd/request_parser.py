@@ -1,12 +1,12 @@
 """HTTP/1.1 requests from bytes, without I/O (RFC 9112): llhttp judges the syntax, this module bounds and frames.
 
-`receive` takes bytes. `next_event` returns a `RequestHead`, then the pieces of its body, then `END_OF_MESSAGE`; None
-where it needs more bytes. `take_body` returns at once a body that has come with its head. A request that breaks the
-protocol raises `ProtocolError`; nothing follows it.
+`receive` adds bytes. `next_event` returns a `RequestHead`, then the pieces of its body, then `END_OF_MESSAGE`; None
+if it needs more bytes. `take_body` returns a body that arrived with its head. A request that breaks the protocol raises
+`ProtocolError`; nothing follows it.
 
-llhttp can neither pause nor stop where a request ends, so it is given one head at a time, and of a chunked body no more
-than up to the next empty line: a request ends where such a part ends. A body of known length is counted here. What
-follows a request waits in the buffer, whose size the caller bounds by not calling `receive`.
+llhttp can neither pause nor stop at the end of a request, so it is given one head at a time, and of a chunked body no
+more than up to the next empty line: a request ends where such a part ends. A body of known length is counted here. Data
+after a request waits in the buffer, whose size the caller bounds by not calling `receive`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import httptools
 EMPTY_LINE: Final = b"\r\n\r\n"
 END_OF_MESSAGE: Final = b""
 CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
-"""Brings a parser to where a chunked body begins."""
+"""Advances a parser to the start of a chunked body."""
 FRAMING_ALLOWANCE: Final = 16
-"""Bytes of chunk sizes and extensions that each byte of a body may have; what exceeds it has a bound of its own."""
+"""Bytes of chunk sizes and extensions per byte of a body; beyond that, a separate limit applies."""
 
 
 class ProtocolError(Exception):
-    """The request breaks the protocol; `status` is the answer to it."""
+    """The request breaks the protocol; `status` is that of the response."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"the request is refused with status {status}")
@@ -56,7 +56,7 @@ class RequestParser:
         self._head: RequestHead | None = None
         self._left = 0
         self._chunks: _ChunkedBody | None = None
-        # A client sends the same head again and again: it is parsed once.
+        # A client sends the same head repeatedly: it is parsed once.
         self._last_data: bytes = b""
         self._last_head: RequestHead | None = None
         self._llhttp: httptools.HttpRequestParser
@@ -65,11 +65,11 @@ class RequestParser:
 
     @property
     def buffered(self) -> int:
-        """Bytes that have come and are part of no event yet."""
+        """The number of buffered bytes."""
         return len(self._buffer)
 
     def receive(self, data: bytes) -> None:
-        """Take what has come."""
+        """Buffer received bytes."""
         self._buffer += data
 
     def next_event(self) -> RequestHead | bytes | None:
@@ -92,7 +92,7 @@ class RequestParser:
         return END_OF_MESSAGE
 
     def take_body(self) -> bytes | None:
-        """Return the body after its head if all of it has come, and end the request; otherwise None."""
+        """Return the body after its head if it is complete, and end the request; otherwise None."""
         if self._chunks is not None or len(self._buffer) < self._left:
             return None
         body = bytes(memoryview(self._buffer)[: self._left])
@@ -128,7 +128,7 @@ class RequestParser:
                 refusal = error.__context__
                 raise refusal if isinstance(refusal, ProtocolError) else ProtocolError(400) from error
             head = self._last_head
-            # llhttp also takes RTSP, HTTP/0.9 and more than one space.
+            # llhttp also accepts RTSP, HTTP/0.9 and more than one space.
             if head is None or not data.startswith(
                 b"%b HTTP/%b\r\n" % (head.target, head.version.encode()), len(head.method) + 1
             ):
@@ -142,7 +142,7 @@ class RequestParser:
             self._left = head.length
         return head
 
-    # what llhttp calls
+    # called by llhttp
 
     def on_url(self, target: bytes) -> None:
         """Take the request target."""
@@ -153,7 +153,7 @@ class RequestParser:
         self._headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Check what llhttp leaves to its caller. Raises ProtocolError."""
+        """Check the rules that llhttp leaves to its caller. Raises ProtocolError."""
         fields = dict(self._headers)
         method, version = self._llhttp.get_method().decode("ascii"), self._llhttp.get_http_version()
         is_current = version == "1.1"
@@ -193,9 +193,9 @@ class _ChunkedBody:
         self._llhttp.feed_data(CHUNKED_HEAD)
 
     def decode(self, buffer: bytearray) -> bytes:
-        """Take from `buffer` up to the end of the body, and return what it holds of it."""
+        """Take from `buffer` up to the end of the body, and return its data."""
         while buffer and not self.ended and self._fault is None:
-            across = (self._last + buffer[: len(EMPTY_LINE) - 1]).find(EMPTY_LINE)  # begins in what was taken before
+            across = (self._last + buffer[: len(EMPTY_LINE) - 1]).find(EMPTY_LINE)  # begins in the previous part
             found = buffer.find(EMPTY_LINE) if across < 0 else across - len(self._last)
             part = bytes(memoryview(buffer)[: len(buffer) if across < 0 and found < 0 else found + len(EMPTY_LINE)])
             del buffer[: len(part)]
@@ -216,12 +216,12 @@ class _ChunkedBody:
         self._pieces.clear()
         return data
 
-    # what llhttp calls
+    # called by llhttp
 
     def on_body(self, data: bytes) -> None:
         """Take the data of a chunk, or a part of it."""
         self._pieces.append(data)
 
     def on_message_complete(self) -> None:
-        """Take note of the end."""
+        """Note the end."""
         self.ended = True

@@ -1,28 +1,28 @@
 """Serve an ASGI app with Hypercorn on trio, with the HTTP/1.1 side of it replaced where stock Hypercorn falls short.
 
-`serve_http` stands in place of `hypercorn.trio.run.worker_serve`. It is an equivalent built from Hypercorn's public
-parts (config, sockets, TLS, logging, its HTTP/2), not a patch: other users of Hypercorn in the process notice nothing.
-Its invariant: every connection is a task of its one nursery, which ends within `graceful_timeout` of the trigger.
+`serve_http` replaces `hypercorn.trio.run.worker_serve`. It is an equivalent built from Hypercorn's public parts
+(config, sockets, TLS, logging, its HTTP/2), not a patch: other users of Hypercorn in the process are not affected. Its
+invariant: every connection is a task of its one nursery, which ends within `graceful_timeout` of the trigger.
 
-What differs from Hypercorn 0.18, and why (each has a test that fails on stock, so that one sees when it can go):
+Differences from Hypercorn 0.18, with reasons (each has a test that fails on stock, which shows when it can be removed):
 
 - *A send is bounded.* Hypercorn sends in a shield without a deadline: against a client that stops reading, the app's
-  own timeouts never fire and shutdown never ends. Here a peer that takes nothing for `send_timeout` s is reset, the
-  app's `send` raises `ClientGone` (an OSError) and its `receive` says `http.disconnect`.
-- *Reading goes on while a response is pending.* Hypercorn stops reading once a further request is pipelined, and so
-  misses the hang-up. Here up to 64 KiB (and one read of 64 KiB) wait, then reading pauses, and hang-ups wait with it.
+  own timeouts never fire and shutdown never ends. Here a peer that reads nothing for `send_timeout` s is reset, the
+  app's `send` raises `ClientGone` (an OSError) and its `receive` returns `http.disconnect`.
+- *Reading continues while a response is pending.* Hypercorn stops reading once a further request is pipelined, and so
+  misses a disconnect. Here up to 64 KiB (and one read of 64 KiB) are buffered before reading, and with it the
+  detection of disconnects, pauses.
 - *Speed.* One write a message, head included; no timer, channel or log call that a request does not need; one idle
-  deadline a connection; header lines are checked once and remembered. About four times Hypercorn's calls a second.
-- *A head without a body yet is held back*: a stream that wants its head out at once sends an empty body message with
-  `more_body`. An app that fails while its head is held still gets to say 500.
+  deadline a connection; header lines are checked once and cached. About four times Hypercorn's calls a second.
+- *A head without a body yet is held back*: a stream that needs its head sent immediately sends an empty body message
+  with `more_body`. If an app fails while its head is held, the response is still a 500.
 - *`100 Continue` is sent when the app asks for the body*, so that an app can refuse first.
-- *The rest of an unread request is dropped for up to 2 s* before closing, or the client would lose the answer to RST.
+- *The rest of an unread request is dropped for up to 2 s* before closing, since RST could cost a client the response.
 
-EOF is a hang-up, as for Hypercorn, also after a complete request: MCP clients do not half-close, and a vanished one
-must be seen. Each state of a connection has a deadline (`Limits`). Upgrades (WebSocket, h2c) are not
-granted: the app sees an ordinary request. HTTP/2 over TLS (ALPN) is stock Hypercorn with the same bounds
-(`httpd.http2`). There is no lifespan, no HTTP/3, no statsd, and no `max_requests`, which is for workers that a
-parent replaces.
+EOF is a disconnect, as for Hypercorn, also after a complete request: MCP clients do not half-close, and their loss must
+be detected. Each state of a connection has a deadline (`Limits`). Upgrades (WebSocket, h2c) are not granted: the app
+sees an ordinary request. HTTP/2 over TLS (ALPN) is stock Hypercorn with the same bounds (`httpd.http2`). There is no
+lifespan, no HTTP/3, no statsd, and no `max_requests`, which is for workers that a parent replaces.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 ACCEPT_CAPACITY_ERRNOS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 ACCEPT_PAUSE: Final = 0.1
-"""Seconds until the next try where the system has no more descriptors."""
+"""Seconds until the next attempt if the system has no free descriptors."""
 LOOPBACK_PREFIXES: Final = ("127.", "::ffff:127.")
 OVERLOADED: Final = b"too many connections; retry in 1 s\n"
 OVERLOADED_HEADERS: Final = (
@@ -77,15 +77,15 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     unsent: Budget | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve `app` until `shutdown_trigger` returns, then end: idle connections at once, busy ones within the grace.
+    """Serve `app` until `shutdown_trigger` returns, then end: idle connections immediately, busy ones within the grace.
 
     New connections are accepted until `accept_until` returns, which comes first, or else until the trigger.
-    `task_status` is given the bound addresses ("http://127.0.0.1:8080") once they accept. `limits` says how many
-    connections may be open, and how long each of their states may last (`httpd.connection_limit`). `handle_nowait` is
-    offered small requests of HTTP/1.1 before the app is, without a task (`httpd.exchange`). `unsent` bounds what waits
-    for clients; it may be shared with other transports. OSError when an address cannot be bound. Requests still
-    busy `config.graceful_timeout` s after the trigger are cancelled and their connections reset; cancelling
-    `serve_http` does so at once. Sockets given are closed too.
+    `task_status` is given the bound addresses ("http://127.0.0.1:8080") once they accept. `limits` bounds the open
+    connections, and the time in each of their states (`httpd.connection_limit`). `handle_nowait` is offered small
+    requests of HTTP/1.1 before the app is, without a task (`httpd.exchange`). `unsent` bounds the bytes waiting for
+    clients; it may be shared with other transports. OSError when an address cannot be bound. Requests still busy
+    `config.graceful_timeout` s after the trigger are cancelled and their connections reset; cancelling `serve_http`
+    does so immediately. The given sockets are closed too.
     """
     if sockets is None:
         sockets = config.create_sockets()
@@ -134,7 +134,7 @@ class _Server:
         self._stock_context = WorkerContext(None)
 
     async def drain(self) -> None:
-        """End what is idle, and let the rest end with its response."""
+        """End idle connections, and let the others end with their response."""
         await self._stock_context.terminated.set()
         for connection in tuple(self._connections):
             connection.drain()
@@ -148,7 +148,7 @@ class _Server:
                 except OSError as error:
                     if error.errno not in ACCEPT_CAPACITY_ERRNOS:
                         raise
-                    await self._config.log.error("no connection can be accepted: %s", error)
+                    await self._config.log.error("accepting connections failed: %s", error)
                     self._places.make_room()
                     await trio.sleep(ACCEPT_PAUSE)
                     continue
@@ -224,7 +224,7 @@ class _Server:
             self._connections.discard(connection)
 
     async def _run_in_reserve(self, slot: Slot, scope: Message, receive: Receive, send: Send) -> None:
-        """Run the app at once for a probe, else when the connection has a place."""
+        """Run the app directly for a probe, else when the connection has a slot."""
 
         async def send_last(message: Message) -> None:
             if message["type"] == "http.response.start" and scope["http_version"] != "2":
@@ -243,12 +243,12 @@ class _Server:
 
 
 def _address_of(stream: trio.SocketStream | TLSStream) -> str | None:
-    """Return the address that a bound is for; None on this machine, where many programs share one."""
+    """Return the address that a limit applies to; None on this machine, where many programs share one."""
     socket = (stream if isinstance(stream, trio.SocketStream) else stream.transport_stream).socket
     if socket.family not in {trio.socket.AF_INET, trio.socket.AF_INET6}:
         return None
     try:
         address = str(socket.getpeername()[0])
-    except OSError:  # it has gone already
+    except OSError:  # it has already disconnected
         return None
     return None if address.startswith(LOOPBACK_PREFIXES) or address == "::1" else address

@@ -30,16 +30,16 @@ MAX_ENCRYPTED = 2**16
 """Bytes that are encrypted at a time: OpenSSL's buffer keeps the largest size that it ever had."""
 
 LEAST_RATE = 256
-"""Bytes a second that a peer must take of a message in the mean, or reading a byte now and then would hold it."""
+"""Bytes a second that a peer must read of a message on average: reading a byte now and then would hold it otherwise."""
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""SO_LINGER on, zero seconds: `close` drops what the peer did not take and sends RST instead of FIN."""
+"""SO_LINGER on, zero seconds: `close` drops unsent data and sends RST instead of FIN."""
 
 
 class Wire:
     """A TCP or Unix socket taken over from trio's listener; every method may be called on a closed wire.
 
-    What the peer has not taken is counted in `share`, which may close the wire while it is added to.
+    Unsent bytes are counted in `share`, which may close the wire while it is added to.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Wire:
         self._send_timeout = send_timeout
         self._least_rate = least_rate
         self._unsent: deque[bytes] = deque()
-        self._sent = 0  # bytes of the first of them that are out; a piece is kept, and counted, until all of it is
+        self._sent = 0  # sent bytes of the first of them; a piece is kept, and counted, until all of it is sent
         self._share = share
 
     async def receive(self) -> bytes:
@@ -62,7 +62,7 @@ class Wire:
                 await trio.lowlevel.wait_readable(fd)
                 try:
                     return self._socket.recv(MAX_RECEIVE)
-                except BlockingIOError:  # woken for nothing, which the kernel may do
+                except BlockingIOError:  # spurious wake-up, which the kernel permits
                     continue
         except (OSError, trio.ClosedResourceError):
             pass
@@ -71,11 +71,11 @@ class Wire:
 
     @property
     def unsent(self) -> int:
-        """Bytes that are kept for `flush`."""
+        """The number of bytes kept for `flush`."""
         return self._share.size
 
     def send_nowait(self, data: bytes) -> None:
-        """Send what fits without waiting, and keep the rest for `flush`. Raises OSError when the peer is gone."""
+        """Send without waiting, and keep the rest for `flush`. Raises OSError when the peer is gone."""
         if not self._unsent:
             sent = 0
             with contextlib.suppress(BlockingIOError):
@@ -87,9 +87,9 @@ class Wire:
         self._share.add(len(data))
 
     async def flush(self) -> None:
-        """Send what waits. Cancelled: a part may be out.
+        """Send the rest. Cancelled: a part may be sent.
 
-        Raises TooSlowError when the peer takes nothing for `send_timeout` s, or of it all less than `least_rate` bytes
+        Raises TooSlowError when the peer reads nothing for `send_timeout` s, or of it all less than `least_rate` bytes
         a second; OSError or ClosedResourceError when it is gone.
         """
         last = trio.current_time() + self._send_timeout + self.unsent / self._least_rate
@@ -108,12 +108,12 @@ class Wire:
         await trio.lowlevel.checkpoint()
 
     def send_eof(self) -> None:
-        """Close the sending side only, where the transport can (TLS cannot)."""
+        """Close the sending side only, if the transport can (TLS cannot)."""
         with contextlib.suppress(OSError):  # closed on this side, or reset by the peer
             self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close at once; the kernel still delivers what it took."""
+        """Close immediately; the kernel still delivers its buffer."""
         if self._socket.fileno() != -1:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
@@ -121,7 +121,7 @@ class Wire:
             self._share.release()
 
     def abort(self) -> None:
-        """Close at once and drop what the peer has not taken, so that it sees a break and not an end."""
+        """Close immediately and drop unsent data, so that the peer sees a break and not an end."""
         if self._socket.fileno() != -1:
             with contextlib.suppress(OSError):  # some systems refuse once the peer has reset the connection
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -131,12 +131,12 @@ class Wire:
 class TLSWire(Wire):
     """A TLS stream whose handshake is done; like Hypercorn's, it ends without a close notification.
 
-    What is sent is encrypted at once, so that it can wait, and be sent in part, as on a plain wire.
+    Data is encrypted immediately, so that it can wait, and be sent in part, as on a plain wire.
     """
 
     def __init__(self, stream: trio.SSLStream[trio.SocketStream], share: Share, *, send_timeout: float) -> None:
         super().__init__(stream.transport_stream, share, send_timeout=send_timeout)
-        # The parts of trio's stream, which itself can neither send without waiting nor tell how much was sent.
+        # The parts of trio's stream, which itself can neither send without waiting nor report how much was sent.
         self._tls = stream._ssl_object  # pyright: ignore[reportPrivateUsage]
         self._incoming = stream._incoming  # pyright: ignore[reportPrivateUsage]
         self._outgoing = stream._outgoing  # pyright: ignore[reportPrivateUsage]
@@ -164,4 +164,4 @@ class TLSWire(Wire):
             super().send_nowait(self._outgoing.read())
 
     def send_eof(self) -> None:
-        """Nothing: TLS ends both sides at once."""
+        """Do nothing: TLS ends both sides together."""
