@@ -1,14 +1,14 @@
 """An MCP gateway on trio: many MCP servers behind one endpoint, and no child that outlives it.
 
-This package exports only what programs embed; everything is imported on first use, because a desktop client that
-starts the gateway over stdio must not pay for what it does not use.
+This package exports only the programming interface; everything is imported on first use, because a desktop client that
+starts the gateway over stdio must not pay for features that it does not use.
 """
 
 from __future__ import annotations
 
 from gateway.version import VERSION
 
-TYPE_CHECKING = False  # `typing` takes longer to import than all that a relay needs of this package
+TYPE_CHECKING = False  # importing `typing` takes longer than everything that a relay needs of this package
 if TYPE_CHECKING:
     from gateway.embed.manager import ProxyManager
     from gateway.embed.manager import ProxyManager as MCPProxyManager
@@ -26,7 +26,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import what is exported when it is first asked for."""
+    """Import an exported name on first use."""
     if name not in _HOMES:
         text = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(text)

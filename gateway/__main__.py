@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line; `connect` without importing what only other commands use."""
+    """Run the command line; `connect` without the imports of other commands."""
     if sys.argv[1:2] == ["connect"]:
         from gateway.relay import main as connect
         from gateway.version import VERSION

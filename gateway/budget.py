@@ -1,9 +1,9 @@
 """A bound for the bytes that many holders together keep in memory.
 
-The runtime owns one `Budget` for all bytes that wait for clients. Every connection, of whatever transport, counts its
-own in a `Share`. When the sum exceeds the bound, the connections with the most bytes are closed until the others are
-within it, and the router refuses new calls until those bytes are released. A refusal alone would let a few clients that
-do not read shut out all others.
+The runtime owns one `Budget` for all bytes waiting for clients. Every connection, of whatever transport, counts its own
+in a `Share`. When the sum exceeds the bound, the connections with the most bytes are closed until the others are within
+it, and the router refuses new calls until those bytes are released. Refusing alone would let a few clients that do not
+read block all others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_UNSENT_BYTES: Final = 2**28
-"""Bytes that may wait for all clients together: sixteen results of the largest size that a backend may send by default,
+"""Bytes waiting for all clients together: sixteen results of the largest size that a backend may send by default,
 or a quarter of a mebibyte for each of a thousand sessions."""
 
 log = logging.getLogger("gateway.budget")
@@ -31,11 +31,11 @@ class Budget:
         self.most = most
         self.used = 0
         self.is_exceeded = False
-        """Whether shares keep more than they may: those that were closed for it have not released their bytes yet."""
-        self._shares: dict[Share, None] = {}  # those that hold anything, in the order in which they began to
+        """Whether shares exceed the bound: those closed for it have not released their bytes yet."""
+        self._shares: dict[Share, None] = {}  # those with any bytes, in the order in which they got them
 
     def note(self, share: Share, change: int) -> None:
-        """Count a change of a share; close the largest ones where the sum exceeds the bound."""
+        """Count a change of a share; close the largest ones if the sum exceeds the bound."""
         self.used += change
         if share.size:
             self._shares[share] = None
@@ -47,7 +47,7 @@ class Budget:
 
     def _close_largest(self) -> None:
         shares = [share for share in reversed(self._shares) if not share.is_closed]
-        shares.sort(key=attrgetter("size"))  # of two of the same size, the one that has waited longer is closed
+        shares.sort(key=attrgetter("size"))  # of two of the same size, close the one that has waited longer
         kept = sum(share.size for share in shares)
         while kept > self.most:
             largest = shares.pop()
@@ -66,7 +66,7 @@ class Share:
     __slots__ = ("_budget", "_on_close", "is_closed", "size")
 
     def __init__(self, budget: Budget, on_close: Callable[[], None]) -> None:
-        """Make an empty one.
+        """Make an empty share.
 
         Args:
             budget: the bound for all shares.
@@ -78,7 +78,7 @@ class Share:
         self.size = 0
 
     def add(self, count: int) -> None:
-        """Count bytes that are kept from now on. This connection or others may be closed for it."""
+        """Count further bytes. This connection or others may be closed for it."""
         self.size += count
         self._budget.note(self, count)
 
@@ -88,12 +88,12 @@ class Share:
         self._budget.note(self, -count)
 
     def release(self) -> None:
-        """Count nothing any longer: the connection has ended. Safe to repeat."""
+        """Stop counting: the connection has ended. Safe to repeat."""
         self.remove(self.size)
-        self._on_close = _ignore  # a cycle with the connection would keep it, and what it holds, for the collector
+        self._on_close = _ignore  # a cycle with the connection would keep both until the garbage collector runs
 
     def close(self) -> None:
-        """End the connection because too much is kept."""
+        """End the connection because the bound is exceeded."""
         self.is_closed = True
         try:
             self._on_close()

@@ -24,10 +24,10 @@ Id = int | str
 """A request id: MCP allows strings and integers, never null (basic/index, "Requests")."""
 
 ABSENT: Final = msgspec.Raw(b"")
-"""Stands for a member that the message did not have."""
+"""The value of a member that the message did not have."""
 EMPTY_OBJECT: Final = msgspec.Raw(b"{}")
 NULL: Final = msgspec.Raw(b"null")
-"""How many peers write that a member is absent."""
+"""A common spelling of an absent member."""
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -41,10 +41,10 @@ LF: Final = 0x0A
 CR: Final = 0x0D
 """As numbers: looking for a byte in bytes then takes a tenth of the time."""
 EDGE_BYTES: Final = 65_536
-"""How much of each end of a message that cannot be decoded is searched for its id."""
+"""Bytes of each end of an undecodable message that are searched for its id."""
 
 UNREADABLE: Final = "(unreadable)"
-"""Stands for the keys of an object that cannot be read, so that a decision on them can only be a refusal."""
+"""Replaces the keys of an unreadable object, so that decisions on them can only be refusals."""
 
 _DOTTED_I: Final = str.maketrans({0x130: "i", 0x131: "i"})
 _ID = rb'"id"\s*:\s*(-?[0-9]{1,40}|"(?:[^"\\]|\\.){0,512}")\s*'
@@ -56,7 +56,7 @@ _ID_AT_END = re.compile(rb",\s*" + _ID + rb"(?:,\s*" + _VERSION + rb")?\}\s*$")
 class Message(msgspec.Struct, gc=False):
     """One envelope. Absent members are UNSET (id, method) or `ABSENT` (the others).
 
-    Null in the place of `params`, `error` or `method` is absence.
+    A null `params`, `error` or `method` counts as absent.
     """
 
     id: int | str | msgspec.UnsetType | None = msgspec.UNSET
@@ -67,7 +67,7 @@ class Message(msgspec.Struct, gc=False):
 
 
 class _OddMessage(msgspec.Struct, gc=False):
-    """`Message` as peers write it that know no integers, or that write every member which they know."""
+    """`Message` as written by peers without integers, or by peers that write every member they know."""
 
     id: float | str | msgspec.UnsetType | None = msgspec.UNSET
     method: str | msgspec.UnsetType | None = msgspec.UNSET
@@ -85,7 +85,7 @@ class ErrorBody(msgspec.Struct, gc=False):
 
     @property
     def message(self) -> str:
-        """The message; empty where there is none."""
+        """The message; empty without one."""
         return self.given or ""
 
 
@@ -98,14 +98,14 @@ class _Key:
 
     @classmethod
     def read(cls, _kind: type, text: str) -> Self:
-        """Make one of a decoded key."""
+        """Make a key from a decoded string."""
         key = cls()
         key.text = text
         return key
 
 
 class Names:
-    """Members that a decision depends on, and whatever else a peer may read as one of them."""
+    """Members that a decision depends on, and everything else that a peer may read as one of them."""
 
     __slots__ = ("_exact", "_folded")
 
@@ -114,10 +114,10 @@ class Names:
         self._folded = frozenset(map(fold, names))
 
     def second_spelling(self, span: msgspec.Raw | bytes) -> str | None:
-        """Name the first key of an object that is there twice, or is one of these names in another case; else None.
+        """Return the first key of an object that appears twice, or is one of these names in another case; else None.
 
-        Parsers disagree about both: of two equal members some take the first and some the last, and Go's encoding/json
-        takes `NAME` for `name`. Other values have no keys. Lone surrogates in keys count as equal.
+        Parsers disagree about both: of two equal members some use the first and some the last, and Go's encoding/json
+        reads `NAME` as `name`. Other values have no keys. Lone surrogates in keys count as equal.
         """
         try:
             members = _members.decode(surrogates.without_lone_surrogates(surrogates.without_bom(bytes(span))))
@@ -135,10 +135,10 @@ class Names:
 
 
 def fold(key: str) -> str:
-    """A key in the form in which peers that ignore case compare it.
+    """Return a key as compared by peers that ignore case.
 
-    Unicode case folding (so that U+017F is `s` and U+212A is `k`), with the two letters that some languages take for
-    `i`, and without what follows a NUL, where strings end in C.
+    Unicode case folding (so that U+017F is `s` and U+212A is `k`), with the two letters that some languages treat as
+    `i`, and cut at a NUL, where strings end in C.
     """
     if "\0" in key:
         key = key.partition("\0")[0]
@@ -146,7 +146,7 @@ def fold(key: str) -> str:
 
 
 class Malformed(ValueError):
-    """Bytes that are no JSON-RPC message. `id` is the request's id where it could still be found, else None."""
+    """Bytes that are not a JSON-RPC message. `id` is the request's id if it could still be found, else None."""
 
     def __init__(self, code: int, reason: str, request_id: Id | None) -> None:
         super().__init__(reason)
@@ -168,7 +168,7 @@ _anything = msgspec.json.Decoder()
 _encoder = msgspec.json.Encoder()
 
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding of hostile bytes can raise (deep nesting is a RecursionError)."""
+"""Exceptions that decoding hostile bytes can raise (deep nesting is a RecursionError)."""
 
 T = TypeVar("T")
 
@@ -207,10 +207,10 @@ def _encode_with_surrogates(value: object) -> bytes:
 
 
 def read(decoder: msgspec.json.Decoder[T], data: msgspec.Raw | bytes) -> T:
-    """Decode what a peer wrote, with lone surrogate escapes and a byte order mark before it.
+    """Decode a peer's text, with lone surrogate escapes and a byte order mark before it.
 
     Raises:
-        msgspec.DecodeError: it is no JSON, or not of the decoder's type; see also `UNDECODABLE`.
+        msgspec.DecodeError: it is not JSON, or not of the decoder's type; see also `UNDECODABLE`.
     """
     try:
         return decoder.decode(data)
@@ -238,7 +238,7 @@ def decode(data: bytes) -> Message:
     """Decode one envelope.
 
     Raises:
-        Malformed: the bytes are not UTF-8, not JSON (-32700), or no JSON-RPC object with a valid id (-32600).
+        Malformed: the bytes are not UTF-8, not JSON (-32700), or not a JSON-RPC object with a valid id (-32600).
     """
     try:
         if not data.isascii():
@@ -278,7 +278,7 @@ def _decode_odd(data: bytes) -> Message:
 
 
 def recover_id(data: bytes) -> Id | None:
-    """Find the id of a message that cannot be decoded, by looking at its two ends only; None if it is not there."""
+    """Find the id of a message that cannot be decoded, from its two ends; return None if it is not there."""
     for match in (_ID_AT_START.search(data[:EDGE_BYTES]), _ID_AT_END.search(data[-EDGE_BYTES:])):
         if match is not None:
             try:
@@ -289,7 +289,7 @@ def recover_id(data: bytes) -> Id | None:
 
 
 def is_batch(data: bytes) -> bool:
-    """Whether the body is a JSON array, which only protocol version 2025-03-26 allows."""
+    """Return whether the body is a JSON array, which only protocol version 2025-03-26 allows."""
     start = data.lstrip()[:1]
     return start == b"[" or (start == surrogates.BOM[:1] and surrogates.without_bom(data).startswith(b"["))
 
@@ -298,7 +298,7 @@ def decode_batch(data: bytes, *, most: int) -> list[bytes]:
     """Split a batch into its messages.
 
     Raises:
-        Malformed: no array, an empty one, or one of more than `most` messages.
+        Malformed: not an array, an empty one, or one of more than `most` messages.
     """
     try:
         if not data.isascii():
@@ -315,7 +315,7 @@ def decode_object(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
     """Decode the top level of an object; its members stay raw, in their order.
 
     Raises:
-        ValueError: it is no object (absent counts as an empty one).
+        ValueError: it is not an object (absent counts as an empty one).
     """
     if raw is ABSENT:
         return {}
@@ -326,7 +326,7 @@ def decode_object(raw: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
 
 
 def decode_array(raw: msgspec.Raw | bytes) -> list[msgspec.Raw]:
-    """Decode the top level of an array; ValueError if it is none."""
+    """Decode the top level of an array. Raises ValueError for anything else."""
     try:
         return read(_arrays, raw)
     except UNDECODABLE as exc:
@@ -334,7 +334,7 @@ def decode_array(raw: msgspec.Raw | bytes) -> list[msgspec.Raw]:
 
 
 def decode_string(raw: msgspec.Raw | bytes) -> str:
-    """Decode a string; ValueError if it is none."""
+    """Decode a string. Raises ValueError for anything else."""
     try:
         return _strings.decode(raw)
     except UNDECODABLE:
@@ -342,7 +342,7 @@ def decode_string(raw: msgspec.Raw | bytes) -> str:
 
 
 def decode_id(raw: msgspec.Raw | bytes) -> Id:
-    """Decode an id or a progress token (2.0 is the integer 2); ValueError if it is neither a string nor an integer."""
+    """Decode an id or a progress token (2.0 is the integer 2). Raises ValueError for anything but string or integer."""
     try:
         return read(_ids, raw)
     except UNDECODABLE as exc:
@@ -356,7 +356,7 @@ def decode_id(raw: msgspec.Raw | bytes) -> Id:
 
 
 def decode_error(raw: msgspec.Raw) -> ErrorBody:
-    """Decode an `error` member; one without the form that JSON-RPC demands becomes -32603 with itself as data."""
+    """Decode an `error` member; an invalid one becomes -32603 with itself as data."""
     try:
         return read(_errors, raw)
     except UNDECODABLE:
@@ -374,15 +374,15 @@ def raw(value: object) -> msgspec.Raw:
 
 
 def one_line(span: msgspec.Raw | bytes) -> bytes:
-    """The same JSON without CR and LF, which only white space between tokens can hold.
+    """Return the same JSON without CR and LF, which only white space between tokens can hold.
 
-    msgspec refuses them inside strings, so taking the white space out never changes a value.
+    msgspec refuses them inside strings, so removing the white space never changes a value.
     """
     data = bytes(span)
     if LF in data or CR in data:
         try:
             return msgspec.json.format(data, indent=-1)
-        except (RecursionError, msgspec.DecodeError):  # further down the stack than the decoder was; a lone surrogate
+        except (RecursionError, msgspec.DecodeError):  # deeper in the stack than the decoder was; a lone surrogate
             return data.translate(None, b"\r\n")
     return data
 
@@ -400,7 +400,7 @@ def notification(method: str, params: bytes | None = None) -> bytes:
 
 
 def response(request_id: Id, result: bytes) -> bytes:
-    """Encode a result response; `result` is an encoded value and is spliced in as it is."""
+    """Encode a result response; `result` is an encoded value and is spliced in unchanged."""
     encoded_id = b"%d" % request_id if isinstance(request_id, int) else encode(request_id)
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encoded_id, one_line(result))
 

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from gateway.budget import Share
 
 READ_BYTES: Final = 65_536
-"""How much one read may bring: what a pipe holds. From 128 KiB on glibc maps and unmaps the memory for each read."""
+"""Bytes of one read: the capacity of a pipe. From 128 KiB on glibc maps and unmaps the memory for each read."""
 MAX_PARTS: Final = 4_096
-"""Reads of one unfinished line that are kept apart; each is an object of 34 bytes and more, even if it brought one."""
+"""Reads of one unfinished line that are kept apart; each is an object of at least 34 bytes, even for one byte."""
 _EMPTY: Final = frozenset({b"", b"\r", BOM, BOM + b"\r"})
 LONGEST_EMPTY: Final = len(BOM) + 1
 DEFAULT_LIMIT_BYTES: Final = 1_048_576
-"""Bytes that may wait for a slow reader before `wait_writable` holds posters back."""
+"""Bytes waiting for a slow reader before `wait_writable` blocks."""
 
 
 class OversizedLine(msgspec.Struct, frozen=True):
-    """A line that was longer than allowed, skipped to its end; only its two ends are kept, to find the id in."""
+    """A line that exceeded the limit, skipped to its end; only its two ends are kept, to find the id in."""
 
     head: bytes
     tail: bytes
@@ -40,9 +40,9 @@ class OversizedLine(msgspec.Struct, frozen=True):
 
 
 class LineSplitter:
-    """Cuts a byte stream into lines (without their ends). Empty lines are dropped, also behind a byte order mark.
+    """Cuts a byte stream into lines (without their ends). Empty lines are dropped, also after a byte order mark.
 
-    At most `max_bytes` of an unfinished line are held; a longer one is skipped and comes out as `OversizedLine`.
+    At most `max_bytes` of an unfinished line are held; a longer one is skipped and returned as `OversizedLine`.
     """
 
     def __init__(self, max_bytes: int, *, max_parts: int = MAX_PARTS) -> None:
@@ -50,12 +50,12 @@ class LineSplitter:
         self._max_parts = max_parts
         self._parts: list[bytes] = []
         self._size = 0
-        self._front = bytearray()  # what stands before the parts, where they have become many
+        self._front = bytearray()  # joined parts, once they have become many
         self._head: bytes | None = None  # set while an overlong line is being skipped
         self._tail = b""
 
     def feed(self, data: bytes) -> list[bytes | OversizedLine]:
-        """Take bytes in, return the lines that are complete now."""
+        """Feed bytes; return the lines that are complete now."""
         if LF not in data:
             self._hold(data)
             return []
@@ -83,11 +83,11 @@ class LineSplitter:
 
     @property
     def unfinished(self) -> int:
-        """Bytes of a line whose end has not come."""
+        """The number of bytes of an unfinished line."""
         return self._size
 
     def peek(self, most: int) -> bytes:
-        """The beginning of a line whose end has not come, at most so many bytes."""
+        """Return the beginning of an unfinished line, at most `limit` bytes."""
         return (self._head or bytes(self._front[:most]) + b"".join(self._parts[:most]))[:most]
 
     def _hold(self, data: bytes) -> None:
@@ -117,9 +117,9 @@ class LineSplitter:
 
 
 async def read_some(stream: FdStream) -> bytes:
-    """At most `READ_BYTES` of what a pipe has, b"" at its end.
+    """Read at most `READ_BYTES` from a pipe; b"" at its end.
 
-    `receive_some` tries before it waits: behind a message that is mostly in vain, and costs a turn of the loop.
+    `receive_some` tries before it waits: after a message that is mostly useless, and costs a step of the loop.
 
     Raises:
         trio.ClosedResourceError: the stream was closed here.
@@ -133,7 +133,7 @@ async def read_some(stream: FdStream) -> bytes:
         try:
             # Read again: if it was closed since the wake-up, its number may be in use elsewhere, and `fileno` is -1.
             return os.read(stream.fileno(), READ_BYTES)
-        except BlockingIOError:  # woken for nothing, which the kernel may do
+        except BlockingIOError:  # spurious wake-up, which the kernel permits
             continue
         except OSError as exc:
             raise trio.BrokenResourceError from exc
@@ -142,14 +142,14 @@ async def read_some(stream: FdStream) -> bytes:
 class BufferedWriter:
     """A buffer in front of a pipe that one task, `run`, empties.
 
-    Bytes leave whole and in the order of `post`, which never waits: a poster calls `wait_writable` before it, and the
-    buffer exceeds `limit` by what is posted without. After the reader has gone, `broken` is true, every wait returns,
-    and bytes are dropped; the owner of the stream finds out why. Cancelling `run` in the middle of a write leaves part
-    of a line in the pipe, so it is cancelled only with the stream.
+    Bytes are written whole and in the order of `post`, which never waits: callers await `wait_writable` first, and the
+    buffer exceeds `limit` only by posts without it. After the reader has gone, `broken` is true, every wait returns,
+    and bytes are dropped; the owner of the stream finds the cause. Cancelling `run` in the middle of a write leaves
+    part of a line in the pipe, so it is cancelled only with the stream.
     """
 
     def __init__(self, stream: FdStream, *, limit: int = DEFAULT_LIMIT_BYTES, share: Share | None = None) -> None:
-        """Make one; `share` counts what waits, too, and is released by its owner."""
+        """Make a buffer; `share` counts its bytes, too, and is released by its owner."""
         self._stream = stream
         self._limit = limit
         self._share = share
@@ -160,16 +160,16 @@ class BufferedWriter:
         self._writable = trio.lowlevel.ParkingLot()
         self.broken = False
         self.written = 0
-        """Bytes that the pipe has taken."""
+        """The number of bytes written to the pipe."""
 
     @property
     def size(self) -> int:
-        """Bytes that wait."""
+        """The number of buffered bytes."""
         return self._size
 
     @property
     def is_writable(self) -> bool:
-        """Whether there is room, so that `wait_writable` returns at once (also after the reader has gone)."""
+        """Whether there is room, so that `wait_writable` returns immediately (also after the reader has gone)."""
         return self._size < self._limit or self.broken
 
     def post(self, data: bytes, *, direct: bool = True) -> None:
@@ -177,8 +177,8 @@ class BufferedWriter:
 
         Args:
             data: bytes that end in a newline.
-            direct: write at once where nothing is buffered and the pipe takes it, which saves a task switch; else all
-                that is posted in one turn of the loop leaves in one write.
+            direct: write immediately if nothing is buffered and the pipe has room, which saves a task switch; else all
+                posts of one step of the loop are written together.
         """
         if self.broken:
             return
@@ -204,17 +204,17 @@ class BufferedWriter:
             self._share.add(len(data))
 
     async def wait_writable(self) -> None:
-        """Wait until less than the limit is buffered, or the reader has gone; no checkpoint where it is so already."""
+        """Wait until less than the limit is buffered, or the reader has gone; no checkpoint if that is already so."""
         while not self.is_writable:
             await self._writable.park()
 
     async def drained(self) -> None:
-        """Wait until everything is written, or the reader has gone; no checkpoint where it is so already."""
+        """Wait until everything is written, or the reader has gone; no checkpoint if that is already so."""
         while (self._size or self._sending) and not self.broken:
             await self._writable.park()
 
     async def run(self) -> None:
-        """Write what is posted; returns when the reader has gone. The caller owns and closes the stream."""
+        """Write posted data; return when the reader has gone. The caller owns and closes the stream."""
         while not self.broken:
             if not self._parts:
                 await self._posted.park()

@@ -1,4 +1,4 @@
-"""One call: from its public name to the backend that owns it, and back.
+"""One call, from its public name to the backend that owns it, and back.
 
 `Router.submit` looks the name up in the catalog's table and hands a `PendingCall` to the owner's supervisor; the caller
 must `release` it, whatever happens. A known name never becomes an unknown one: a name that a starting backend may own
@@ -49,25 +49,25 @@ if TYPE_CHECKING:
 
 
 UNSENT_HINT: Final = 1.0
-"""Seconds after which a call may be tried again that was refused because too much waits for clients."""
+"""Seconds after which to retry a call refused because too many bytes wait for clients."""
 
 log = logging.getLogger("gateway.router")
 
 
 class AdmissionControl(Protocol):
-    """Says whether a caller may have one more call. Implemented above, by `gateway.access.table.Access`."""
+    """Admission control for calls. Implemented above, by `gateway.access.table.Access`."""
 
     def begin(self, caller: Caller, *, again: bool = False) -> Counted | None:
-        """Count a call; returns who is told of its end. Raises RequestError."""
+        """Count a call; return the observer of its end. Raises RequestError."""
         ...
 
     def takes_note(self, caller: Caller) -> bool:
-        """Whether a notification of this caller may go to a backend; counts it."""
+        """Count a notification of this caller; return whether it may go to a backend."""
         ...
 
 
 class Router:
-    """Finds owners and counts what is under way."""
+    """Finds owners and tracks pending calls."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class Router:
             lambda _call, _backend, _seconds, _problem: None
         ),
     ) -> None:
-        """Make one; without `admission` every caller may have any number of calls.
+        """Make a router; without `admission` callers have no limit.
 
-        `unsent` counts what waits for clients; while it is exceeded, new calls are refused.
-        `note_refused` is called for each call that got no further: the call, its backend (empty where none was found),
-        the seconds that it waited, and why; None where its client gave it up. It must not wait.
+        `unsent` counts the bytes waiting for clients; above its bound, new calls are refused.
+        `note_refused` is called for each refused call: the call, its backend (empty if none was found), the seconds
+        that it waited, and the reason; None if its client cancelled it. It must not wait.
         """
         self.fleet = fleet
         self.unsent = unsent or Budget(MAX_UNSENT_BYTES)
@@ -91,11 +91,11 @@ class Router:
         self._note_refused = note_refused
         self._links = Links()
         self._pages = Pages()
-        self._linked = fleet.supervisors  # a new table after each change of the config
+        self._linked = fleet.supervisors  # a new table with each config
         self.refused: dict[tuple[str, str], int] = {}
-        """How many calls were refused, by backend (empty where none was found) and code of the error."""
+        """The number of refused calls, by backend (empty if none was found) and code of the error."""
         self.dropped = 0
-        """Notices of calls that have ended which were dropped because their client was too slow."""
+        """Notifications of ended calls that were dropped because their client was too slow."""
         self._draining = False
         self._hurried = trio.Event()
         self._under_way: set[PendingCall] = set()
@@ -104,15 +104,15 @@ class Router:
 
     @property
     def under_way(self) -> int:
-        """Calls that were submitted and not released."""
+        """The number of pending calls."""
         return len(self._under_way)
 
     def pending_calls(self) -> tuple[PendingCall, ...]:
-        """Those calls."""
+        """The pending calls."""
         return tuple(self._under_way)
 
     async def route(self, call: Call) -> Route:
-        """Who owns a call, and what the owner calls the thing; waits as `submit` does.
+        """Return the owner of a call, and the owner's name for its target; wait as `submit` does.
 
         Raises:
             RequestError: unknown name or method, shutting down.
@@ -122,14 +122,14 @@ class Router:
         return self._lookup(call) or await self._await_owner(call)
 
     def knows(self, call: Call) -> bool:
-        """Whether the name of a call is one that its caller sees now."""
+        """Return whether the name of a call is one that its caller sees now."""
         return self._lookup(call) is not None
 
     async def submit(self, call: Call, *, again: bool = False) -> PendingCall:
-        """Hand a call to its owner. The caller waits on the pending call and must `release` it.
+        """Submit a call to its owner. The caller waits on the pending call and must `release` it.
 
         Waits only for a backend in its first start that may own the name, within that backend's call timeout. `again`
-        says that this goes on with a call that has been let in, and not been released yet.
+        says that this continues a call that has been admitted, and not been released yet.
 
         Raises:
             RequestError: unknown name or method, full queue, shutting down.
@@ -159,7 +159,7 @@ class Router:
     def submit_now(
         self, call: Call, *, again: bool = False, sink: ClientSink | None = None, patience: float = math.inf
     ) -> PendingCall | None:
-        """`submit` where the owner is known, which is nearly always; None if only `submit` can tell.
+        """Submit a call if its owner is known, which is nearly always; return None if only `submit` can tell.
 
         `sink` and `patience` are those of `PendingCall`.
         """
@@ -176,7 +176,7 @@ class Router:
             raise
 
     def _count(self, call: Call, *, again: bool) -> Counted | None:
-        """Have admission control count the call; it stays counted as long as there is a pending call for it."""
+        """Have admission control count the call, for as long as it is pending."""
         if self.unsent.is_exceeded and not again:
             text = f"{self.unsent.used} bytes wait for clients that do not read; try again"
             raise Busy(text, retry_after=UNSENT_HINT)
@@ -190,7 +190,7 @@ class Router:
         sink: ClientSink | None = None,
         patience: float = math.inf,
     ) -> PendingCall:
-        """Submit a call to its owner; one that it refuses is not counted."""
+        """Submit a call to its owner; do not count it if it is refused."""
         supervisors = self.fleet.supervisors
         supervisor = supervisors[route.backend]
         is_page = route.own.startswith(uris.PAGE)
@@ -235,7 +235,7 @@ class Router:
         self._note_refused(call, backend, trio.current_time() - began, problem)
 
     def _publish(self, pending: PendingCall, outcome: Outcome) -> Outcome:
-        """Return an outcome with its URIs as clients see them; their links are learned on the way."""
+        """Return an outcome with its URIs as clients see them; record the links in it."""
         call = pending.call
         if self._linked is not self.fleet.supervisors:
             self._linked = self.fleet.supervisors
@@ -254,36 +254,36 @@ class Router:
         return outcome
 
     def pass_on(self, method: str, params: msgspec.Raw, caller: Caller) -> None:
-        """Hand a client's notification that MCP does not know to the backend that gets such methods, where one does."""
+        """Pass an unknown notification of a client to the backend for such methods, if there is one."""
         owner = _only_backend(self.fleet.snapshot(caller.scope))
         if owner is None:
-            log.debug("a client sent %s, and no backend is the only one that could be meant", method)
+            log.debug("dropped %s from a client: more than one backend, or none, could be its target", method)
         elif not is_foreign_notification(method):
-            log.debug("a client sent %s as a notification: not passed on", method)
+            log.debug("dropped %s from a client: not a notification", method)
         elif params is not jsonrpc.ABSENT and not bytes(params).lstrip().startswith(b"{"):
-            log.debug("a client sent %s with params that are no object", method)
+            log.debug("dropped %s from a client: params are not an object", method)
         elif self._admission is not None and not self._admission.takes_note(caller):
-            log.debug("a client sent %s, and more than its rate lets through", method)
+            log.debug("dropped %s from a client: rate limit exceeded", method)
         else:
             self.fleet.supervisors[owner].pass_on(method, params, caller.session or "")
 
     def _refuse_while_draining(self) -> None:
         if self._draining:
-            text = "the gateway is shutting down and takes no new calls"
+            text = "the gateway is shutting down and accepts no new calls"
             raise ShuttingDown(text)
 
     def cut_off(self, counted: Counted) -> None:
-        """End all calls of somebody that may have none any more; their backends are told to cancel them."""
+        """End all calls of a principal whose access has ended, and cancel them at their backends."""
         for pending in list(self._under_way):
             if pending.counted is counted:
                 pending.abandon(Revoked(), "the client's access was revoked")
 
     def waiting(self, backend: str) -> list[PendingCall]:
-        """Calls for this backend that it has not been sent yet."""
+        """Return calls for this backend that have not been sent yet."""
         return [one for one in self._under_way if one.backend == backend and not one.is_sent and not one.over]
 
     def release(self, pending: PendingCall, reason: str = "the client cancelled the request") -> None:
-        """Let go of a call; if it has not ended, its backend is told to cancel it."""
+        """Release a call; if it has not ended, cancel it at its backend."""
         if not pending.over:
             pending.close(reason)
         self._discard(pending)
@@ -300,13 +300,13 @@ class Router:
             self._emptied.unpark_all()
 
     def refuse_new(self) -> None:
-        """Take no more calls from now on."""
+        """Refuse new calls from now on."""
         self._draining = True
 
     async def drain(self, grace: float) -> bool:
-        """Refuse new calls and wait, at most `grace` seconds, for those under way; returns whether all ended.
+        """Refuse new calls and wait, at most `grace` seconds, for pending ones; return whether all ended.
 
-        Those that did not end are finished with an error and cancelled at their backends.
+        The others are finished with an error and cancelled at their backends.
         """
         self.refuse_new()
         if not self._hurried.is_set():
@@ -320,7 +320,7 @@ class Router:
         return not left
 
     def stop_draining(self) -> None:
-        """Drain no longer."""
+        """End the drain now."""
         self._hurried.set()
         self._drain_scope.cancel(reason="asked to stop at once")
 
@@ -331,7 +331,7 @@ class Router:
         kind = OWNER_KIND.get(call.method)
         if kind is None:
             # A method that MCP does not define goes to the only backend, if there is only one. Not for a caller who may
-            # see only a part of that backend: what the method would disclose is unknown.
+            # see only a part of that backend: such a method might disclose the rest.
             owner = _only_backend(snapshot)
             if owner is None or is_mcp_method(call.method):
                 text = f"method {call.method!r} is not served"
@@ -348,7 +348,7 @@ class Router:
         """Find the tool that an app means by its server's own name, and put its public name into the call.
 
         MCP Apps: a page calls the tools of its server, whose public names it does not know. Its host sends the call on
-        without saying whose page it is; it can only be one that the host has read.
+        without naming the page; it can only be one that the host has read.
 
         Raises:
             UnknownName: several servers whose pages the client has read have such a tool.
@@ -383,7 +383,7 @@ class Router:
         route = route or snapshot.uris.find(uri, self._links.owner(uri, snapshot.backends))
         if route is not None and route.backend in self.fleet.supervisors:
             return route
-        # The only backend that has resources at all decides on URIs that no backend lists.
+        # The only backend with resources decides on URIs that no backend lists.
         owners = [part.backend for part in snapshot.parts if has_capability([part], ["resources"])]
         return Route(owners[0], uri) if len(owners) == 1 else None
 
@@ -406,7 +406,7 @@ class Router:
         return route
 
     async def _await_owner(self, call: Call) -> Route:
-        """Wait for backends that have never listed and may own the name; then decide."""
+        """Wait for backends without a known catalog that may own the name; then decide."""
         scope = call.caller.scope
         await self.fleet.first_starts(scope, era=call.caller.era)
         route = self._lookup(call)
@@ -415,7 +415,7 @@ class Router:
         away: BackendUnavailable | None = None
         for supervisor in list(self.fleet.strangers(call.name, OWNER_KIND.get(call.method), scope)):
             if not supervisor.config.effective_namespace:
-                continue  # it may own any name at all: waiting for it would delay every typing error
+                continue  # it may own any name: waiting for it would delay every typing error
             supervisor.request_start()
             with trio.move_on_after(supervisor.config.call_timeout):
                 await supervisor.known.wait()
@@ -433,12 +433,12 @@ class Router:
 
 
 def unknown(call: Call) -> UnknownName:
-    """What the caller of a name is told that nobody owns, or that it may not see."""
+    """Return the error for a name that has no owner, or that the caller may not see."""
     kind = OWNER_KIND.get(call.method)
     noun = (kind or Kind.PROMPTS).noun
     return UnknownName(f"Unknown {noun}: {call.name}", uri=call.name if kind is Kind.RESOURCES else None)
 
 
 def _only_backend(snapshot: Snapshot) -> str | None:
-    """The one backend that there is, for a caller who may see all of it."""
+    """Return the only backend, for a caller who may see all of it."""
     return snapshot.backends[0] if len(snapshot.backends) == 1 and snapshot.whole_servers else None
