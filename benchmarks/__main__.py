@@ -1,7 +1,7 @@
-"""`python -m benchmarks QUESTION`, or `bin/bench QUESTION`: what the gateway costs, measured on this machine.
+"""`python -m benchmarks QUESTION`, or `bin/bench QUESTION`: the cost of the gateway, measured on this machine.
 
-`python -m benchmarks QUESTION --help` says what a question asks and how it is answered. `all` asks them one after the
-other. `--config FILE --tool NAME` (the question `own`) measures your own backends.
+`python -m benchmarks QUESTION --help` describes a question and its method. `all` runs them one after the other.
+`--config FILE --tool NAME` (the question `own`) measures your own backends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QUESTIONS = {
 }
 """Question -> its module."""
 APART = ("own", "profile", "peers")
-"""Not part of `all`: one must be told what to measure, one compares nothing, one installs what it compares with."""
+"""Not part of `all`: one needs a target, one compares nothing, one installs the programs it compares with."""
 
 
 def make_parser():
@@ -53,8 +53,8 @@ def make_parser():
 def add_common_arguments(parser):
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it runs, proves nothing")
     parser.add_argument("--json", action="store_true", help="print data instead of tables")
-    parser.add_argument("--strict", action="store_true", help="exit with status 1 if a figure misses what is wanted")
-    parser.add_argument("--report", metavar="DIR", help="add the findings, with plots, to the page DIR/index.html")
+    parser.add_argument("--strict", action="store_true", help="exit with status 1 if a figure misses its target")
+    parser.add_argument("--report", metavar="DIR", help="add the results, with plots, to the page DIR/index.html")
 
 
 def main(arguments=None):
@@ -75,7 +75,7 @@ def main(arguments=None):
 
 
 def ask(options):
-    """One question; the exit status."""
+    """Run one question; return the exit status."""
     ((question, module),) = options.modules.items()
     described = machine.describe()  # before the load
     with progress.shown(question):

@@ -1,4 +1,4 @@
-"""What an answer must be. A load generator that accepts anything would measure how fast a server can be wrong."""
+"""The checks of answers. A load generator that accepts anything would measure how fast a server can be wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 FIRST_ID = 1_000_000  # ids have seven digits, so that a request's length does not depend on its number
 TEXT = "hello, is anybody there? %d"
 
-# What the bare app always says: the answer of the echo backend to the first request, byte for byte as long.
+# The bare app's constant: the answer of the echo backend to the first request, byte for byte as long.
 CONSTANT = json.dumps(
     {"jsonrpc": "2.0", "id": FIRST_ID, "result": {"content": [{"type": "text", "text": TEXT % FIRST_ID}]}},
     separators=(",", ":"),
@@ -18,7 +18,7 @@ NONE_IN_TIME = "not one call was answered within the measured time"
 
 
 class WrongAnswer(Exception):
-    """The server answered, but not this request, or not rightly."""
+    """The server answered wrongly, or another request."""
 
 
 def check_constant(body, _request_id):
@@ -27,7 +27,7 @@ def check_constant(body, _request_id):
 
 
 def check_echo(body, request_id):
-    """The answer to `echo` with the text of this very request."""
+    """Check the answer to `echo` with the text of this request."""
     try:
         message = json.loads(body)
         right = message["id"] == request_id and message["result"]["content"][0]["text"] == TEXT % request_id
@@ -38,7 +38,7 @@ def check_echo(body, request_id):
 
 
 def check_list(entries, expected):
-    """All pages of a list together: exactly so many tools, no name twice, each with a schema."""
+    """Check all pages of a list together: exactly this many tools, unique names, each with a schema."""
     names = {entry["name"] for entry in entries if entry["inputSchema"]["type"] == "object"}
     if not len(names) == len(entries) == expected:
         raise WrongAnswer(f"{len(entries)} tools with {len(names)} names, not {expected}")

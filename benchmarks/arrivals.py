@@ -1,9 +1,9 @@
 """Open loop beside closed loop: calls are due at a fixed rate, and a latency counts from when a call was due.
 
 A closed loop waits with its next call while a server stalls, and so measures one bad latency where many clients would
-have felt it. The rates are shares of what the closed loop with 16 connections has brought in this run, for the bare app
-on stock Hypercorn and for the gateway over HTTP, each of its own; 64 connections are there to send what is due.
-Backend: stdlib echo.
+have had one. The rates are fractions of the closed loop's with 16 connections in this run, for the bare app on stock
+Hypercorn and for the gateway over HTTP, each of its own; 64 connections send the calls that are due. Backend: stdlib
+echo.
 """
 
 from __future__ import annotations

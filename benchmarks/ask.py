@@ -1,11 +1,11 @@
-"""Question: what does it cost that servers ask and report in the middle of a call, and that clients wait?
+"""Question: what do server requests and notifications in the middle of a call, and waiting clients, cost?
 
 Method: a legacy server on pipes, called directly and through the gateway in stdio mode, one call at a time: a plain
 call, one that asks for an elicitation, one with 20 progress notifications; then the same elicitation for a modern
-client, whose call is parked. What the gateway adds to an ask or a notification is what it adds to such a call, less
-what it adds to a plain one. Differences are taken within a round. A parked call's bytes are Python's own, counted by
-tracemalloc over 1,000 calls in this process (a gateway parks only so many for one client); sessions are the growth of
-the gateway's RSS, divided. Units: ms, KB (1,000 bytes), calls per second.
+client, whose call is suspended. The cost of a request or a notification is the gateway's addition to such a call, less
+its addition to a plain one. Differences are taken within a round. A suspended call's bytes are Python's own, counted by
+tracemalloc over 1,000 calls in this process (a gateway suspends only a limited number for one client); sessions are the
+growth of the gateway's RSS, divided. Units: ms, KB (1,000 bytes), calls per second.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FORM = {"message": "Who?", "requestedSchema": {"type": "object", "properties": {
 ANSWER = {"action": "accept", "content": {"name": "Ada"}}
 ASK = {"requests": {"one": {"method": "elicitation/create", "params": FORM}}}
 STEPS = 20  # progress notifications in one call
-WARM = 20  # sessions that are opened before any is counted
+WARM = 20  # sessions opened before any is counted
 SUSPENDED = 1000  # calls whose memory is counted
 
 
@@ -71,7 +71,7 @@ def run(options):
 
 
 class Pipes:
-    """A client on a child's pipes, with one call under way at a time."""
+    """A client on a child's pipes, with one call in flight at a time."""
 
     def __init__(self, command, prefix):
         self.prefix = prefix
@@ -87,7 +87,7 @@ class Pipes:
         self.child.stdin.flush()
 
     def request(self, method, params):
-        """The result; on the way every request of the server's is answered."""
+        """Return the result; answer every server request on the way."""
         self.last_id += 1
         self.send({"jsonrpc": "2.0", "id": self.last_id, "method": method, "params": params})
         self.notices = 0
@@ -147,7 +147,7 @@ def open_pipes(command, prefix=""):
 
 
 def measure_times(rounds, calls):
-    """Medians by the kind of call, one for each round."""
+    """Return the medians by kind of call, one for each round."""
     command = backend("bridge")
     found = {}
     with config_file(config_of({"b": command})) as path, ExitStack() as stack:
@@ -213,7 +213,7 @@ def rate_claim(rounds, seconds):
 
 
 def bytes_of_suspended(count):
-    """Bytes that one parked call keeps alive: what its backend's session knows of it included."""
+    """Return the bytes that one suspended call keeps alive, its part in its backend's session included."""
     return trio.run(_count_suspended, count)
 
 
@@ -253,7 +253,7 @@ async def _count_suspended(count):
 
     limit, room.MAX_PARKED = room.MAX_PARKED, 2 * count
     try:
-        await park(-1)  # what is imported or made once
+        await park(-1)  # imports and one-time allocations
         tracemalloc.start()
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
@@ -268,10 +268,10 @@ async def _count_suspended(count):
 
 
 def session_claims(count):
-    """What a legacy session over HTTP takes when nothing happens in it, and one whose client listens."""
+    """Measure an idle legacy session over HTTP, and one whose client listens."""
     config = {"mcpServers": {}, "gateway": {"max_sessions": 2 * count + WARM}}
     with config_file(config) as path, serving(gateway_command(path, "streamable-http")) as gateway:
-        open_sessions(gateway.port, WARM)  # what is made once, and buffers that grow
+        open_sessions(gateway.port, WARM)  # one-time allocations, and buffers that grow
         idle = open_sessions(gateway.port, count, gateway.pid)
         listening = open_sessions(gateway.port, count, gateway.pid, listen=True)
     return [
@@ -281,7 +281,7 @@ def session_claims(count):
 
 
 def open_sessions(port, count, pid=None, *, listen=False):
-    """Open sessions; the bytes by which the gateway has grown for each."""
+    """Open sessions; return the gateway's growth in bytes for each."""
     before = 0 if pid is None else read_status(pid)["VmRSS"]
     streams = []
     try:

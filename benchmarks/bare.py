@@ -1,8 +1,8 @@
-"""The yardstick: stock Hypercorn on trio and an ASGI app that reads the body and answers a constant.
+"""The baseline: stock Hypercorn on trio and an ASGI app that reads the body and answers a constant.
 
 `python -m benchmarks.bare` serves on a free port of 127.0.0.1, names it on stderr as the gateway does, and ends on
-SIGTERM. With `--own` the gateway's HTTP server, which overrides parts of Hypercorn, serves the same app instead: that
-tells what the server makes up for, and what the rest of the gateway costs.
+SIGTERM. With `--own` the gateway's HTTP server, which overrides parts of Hypercorn, serves the same app instead: this
+separates the gain of the server from the cost of the rest of the gateway.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEADERS = [(b"content-type", b"application/json"), (b"content-length", str(len(C
 
 async def app(scope, receive, send):
     if scope["type"] != "http":
-        raise NotImplementedError(scope["type"])  # the lifespan protocol: Hypercorn goes on without
+        raise NotImplementedError(scope["type"])  # the lifespan protocol: Hypercorn continues without it
     while (await receive()).get("more_body"):
         pass
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
@@ -30,7 +30,7 @@ async def app(scope, receive, send):
 
 
 def choose(own, signals):
-    """What serves: a function of app and config for `nursery.start`."""
+    """Return the server: a function of app and config for `nursery.start`."""
     if not own:
         return serve
     from gateway.httpd.server import serve_http
@@ -42,7 +42,7 @@ async def main(own):
     config = Config()
     config.bind = ["127.0.0.1:0"]
     config.errorlog = None
-    config.keep_alive_max_requests = 1 << 40  # else every thousandth request costs a new connection
+    config.keep_alive_max_requests = 1 << 40  # otherwise every thousandth request costs a new connection
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             (address,) = await nursery.start(choose(own, signals), app, config)

@@ -1,17 +1,16 @@
 """Question: what does a tool call through the gateway cost?
 
-Method, `faces`: in each round one after the other the bare app on stock Hypercorn (`bare.py`), told besides the same
-app on the gateway's own HTTP server, the gateway over HTTP (legacy and modern, 1 and 16 connections), the backend
-called directly over its pipes, behind a relay that only copies bytes (`relay.py`), and behind the gateway in stdio mode
-(1 and 16 calls under way). Every answer is checked against its request. Ratios and differences are taken within a
-round; told are their median and range. The backend is the stdlib echo, so that the gateway's own cost shows, unless
-told otherwise.
+Method, `faces`: each round measures in turn the bare app on stock Hypercorn (`bare.py`) and on the gateway's own HTTP
+server, the gateway over HTTP (legacy and modern, 1 and 16 connections), the backend called directly over its pipes,
+behind a relay that only copies bytes (`relay.py`), and behind the gateway in stdio mode (1 and 16 calls in flight).
+Every answer is checked against its request. Ratios and differences are taken within a round; their median and range are
+reported. The backend is the stdlib echo, so that the gateway's own cost shows, unless another is chosen.
 
 The other parts: `relay` (HTTP calls over a relay that does nothing else, `relay.py`), and with up to three rounds each
-`payloads` (results from 100 B to 1 MB), `transports` (every face before
-every backend transport), `flight` (64 calls in flight, stdio to stdio), `arrivals` (open loop beside closed loop),
-`owner` (the rate at which the process that owns the backends would be full, were HTTP served by others); see the
-modules of these names. Units: calls per second, MB/s, milliseconds.
+`payloads` (results from 100 B to 1 MB), `transports` (every frontend with every backend transport), `flight` (64 calls
+in flight, stdio to stdio), `arrivals` (open loop beside closed loop), `owner` (the rate at which the process that owns
+the backends would be full, if HTTP were served by others); see the modules of these names. Units: calls per second,
+MB/s, milliseconds.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from benchmarks.processes import (
 )
 from benchmarks.table import Claim, Figure, Table, differences, ratios
 
-MANY = 16  # connections, or calls under way
+MANY = 16  # connections, or calls in flight
 PARTS = {
     "faces": None,
     "relay": relay,
@@ -102,12 +101,12 @@ def measure_owner(rounds, seconds, _options):
             [one["per_second"] for one in busiest]), "calls/s"),
         Claim("calls/s that would fill the core of the owner of the backends", full, "calls/s"),
     ]  # fmt: skip
-    table = Table(["under way", "calls/s", "CPU us a call"], rows, "Router, supervisor and backend without a face")
+    table = Table(["under way", "calls/s", "CPU us a call"], rows, "Router, supervisor and backend without a frontend")
     return claims, [table], results
 
 
 def make_steps(ports, command, stdio_gateway, options):
-    """Name of a step -> spec for the load generator; a name is (who, era, calls under way)."""
+    """Name of a step -> spec for the load generator; a name is (who, era, calls in flight)."""
     steps = {}
     bare_port, own_port, gateway_port = ports
     for calls in (1, MANY):
@@ -131,7 +130,7 @@ def make_steps(ports, command, stdio_gateway, options):
 
 
 def make_claims(results, options):
-    """The rows of the table; the demands hold for the stdlib echo."""
+    """Return the rows of the table; the targets are for the stdlib echo."""
     strict = options.backend == "echo"
     least, most = (1.2, 0.25) if strict else (None, None)
 

@@ -1,6 +1,6 @@
-"""Clients over HTTP with one call under way each: one connection, or the stream and the posts of the SSE transport.
+"""Clients over HTTP with one call in flight each: one connection, or the stream and the posts of the SSE transport.
 
-`send` writes a request; `receive(fd)`, called when a socket is readable, gives (status, answer) once both are whole.
+`send` writes a request; `receive(fd)`, called when a socket is readable, gives (status, answer) once both are complete.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class HttpCaller:
         self.connection.socket.sendall(request)
 
     def receive(self, _fd):
-        """Status and answer, if what has arrived makes the response whole."""
+        """Return status and answer, if the response is complete."""
         data = self.connection.receive()
         if not data:
             raise WrongAnswer(f"hung up on request {self.request_id}")
@@ -72,18 +72,18 @@ class HttpCaller:
     must_close = False
 
     def reconnect(self):
-        """A server may close a connection; closing takes the old socket out of an epoll."""
+        """Replace a closed connection; closing removes the old socket from an epoll."""
         self.refresh()
         self.must_close = False
 
     def refresh(self):
-        """Go on over another connection."""
+        """Continue over another connection."""
         self.connection.socket.close()
         self.connection.connect()
 
 
 class SseCaller:
-    """The transport of 2024-11-05: a GET that stays open brings the answers, posts go to the address it names."""
+    """The transport of 2024-11-05: a GET that stays open carries the answers, posts go to the address it names."""
 
     def __init__(self, spec, question, shared=None):
         del shared
@@ -96,7 +96,7 @@ class SseCaller:
         self.posts = Connection.at(urljoin(url, endpoint.decode()), "legacy", spec.get("headers", ()))
         self.posts.post(make_message("initialize", initialize_params(), "legacy", 0))
         while b'"id"' not in (event := self.wait_event()):
-            pass  # a notification, or a sign of life
+            pass  # a notification, or a keep-alive
         if b'"result"' not in event:
             raise WrongAnswer(f"initialize was refused: {bytes(event[:300])!r}")
         self.posts.post(make_message("notifications/initialized", {}, "legacy"))
@@ -107,7 +107,7 @@ class SseCaller:
     must_close = False
 
     def refresh(self):
-        """Go on posting over another connection; the stream is never idle in a server's eyes."""
+        """Continue posting over another connection; the server never sees an idle stream."""
         self.posts.socket.close()
         self.posts.connect()
 
@@ -177,7 +177,7 @@ class SseCaller:
                 self.events.append(b"\n".join(data))
 
     def unchunk(self):
-        """Move whole chunks from the bytes that came to the stream's text."""
+        """Move whole chunks from the received bytes to the stream's text."""
         while (end := self.raw.find(b"\r\n")) >= 0:
             size = int(self.raw[:end].split(b";")[0], 16)
             if len(self.raw) < end + size + 4:
@@ -187,7 +187,7 @@ class SseCaller:
 
 
 def is_error(status, answer):
-    """Whether a call was answered with an error, however it is spelled."""
+    """Return whether a call was answered with an error, in any spelling."""
     if status != 200:
         return True
     try:

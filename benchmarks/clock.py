@@ -1,4 +1,4 @@
-"""The clocks of a measurement, and what comes out: latencies counted from the send, or from when it was due."""
+"""The clocks of a measurement, and its results: latencies counted from the send, or from when it was due."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def now():
 
 
 class ClosedLoop:
-    """Each answer lets the next call go. Counted are the calls answered within the measured time."""
+    """A closed loop: each answer releases the next call. Calls answered within the measured time count."""
 
     def __init__(self, seconds):
         self.seconds = seconds
@@ -28,7 +28,7 @@ class ClosedLoop:
         self.answered = 0  # also before and after the measured time
 
     def add(self, sent, answered):
-        """Whether to go on."""
+        """Whether the measurement continues."""
         self.answered += 1
         if self.begin <= answered <= self.end:
             self.latencies.append(answered - sent)
@@ -39,9 +39,9 @@ class ClosedLoop:
 
 
 class OpenLoop:
-    """Calls are due at a fixed rate, whether or not earlier ones were answered: a stall is felt by all that it delays.
+    """An open loop: calls are due at a fixed rate, answered or not, so every call that a stall delays counts.
 
-    A latency counts from when the call was due, so that a client that could not send in time hides nothing.
+    A latency counts from when the call was due, so a client that could not send in time hides nothing.
     """
 
     def __init__(self, seconds, rate):
@@ -51,16 +51,16 @@ class OpenLoop:
         self.total = min(MAX_CALLS, int(rate * seconds * (1 + WARM_UP)))
         self.numbered = 0
         self.latencies = []
-        self.waiting = deque()  # due times of calls that nobody is free to send
+        self.waiting = deque()  # due times of calls that no client is free to send
 
     def due(self, at):
-        """Take note of what has become due until `at`."""
+        """Queue the calls that have become due until `at`."""
         while self.numbered < self.total and (moment := self.start + self.numbered / self.rate) <= at:
             self.waiting.append(moment)
             self.numbered += 1
 
     def next_in(self, at):
-        """Seconds until the next call is due; None if none is."""
+        """Return the seconds until the next call is due; None without one."""
         return None if self.numbered >= self.total else max(0.0, self.start + self.numbered / self.rate - at)
 
     def add(self, due, answered):

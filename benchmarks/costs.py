@@ -1,11 +1,10 @@
 """Question: what do access control and the audit cost?
 
 Method: four gateways over HTTP before one stdlib echo each: with neither; with the audit in a file; in the log; with
-keys and the audit in a file. In each round one after the other, in an order that is another one each round, 16
-connections in each era, every answer checked. Ratios are taken within a round, over the gateway with neither; told are
-their median and range. Told besides is the CPU time that the gateway's process takes for a call, which other work on
-the same cores hardly changes. Whether the file has got a line for each call is looked at too: it exits with status 1
-if not.
+keys and the audit in a file. In each round one after the other, in a different order each round, 16 connections in each
+era, every answer checked. Ratios are taken within a round, over the gateway with neither; their median and range are
+reported, and the CPU time of the gateway's process per call, which other work on the same cores hardly changes. It
+also checks that the file has a line for each call, and exits with status 1 if not.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def open_gateway(stack, config):
 
 
 def measure(name, server, era, seconds):
-    """One step; `cpu_call` is the gateway's own."""
+    """Measure one step; `cpu_call` is the gateway's own."""
     headers = {"authorization": f"Bearer {KEY}"} if name == BOTH else {}
     spec = {"kind": "http", "era": era, "connections": CONNECTIONS, "port": server.port, "headers": headers}
     cpu, calls = cpu_seconds(server.pid), count_calls(server)
@@ -119,5 +118,5 @@ def make_details(results):
 
 
 def fatal(claims):
-    """Whether a call was not noted."""
+    """Return whether a call has no line."""
     return not all(claim.reached for claim in claims if "lines" in claim.what)

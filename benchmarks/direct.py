@@ -1,6 +1,6 @@
-"""The yardstick for starting: `python -m benchmarks.direct COUNT [--list]` starts so many echo servers at once.
+"""The baseline for starting: `python -m benchmarks.direct COUNT [--list]` starts this many echo servers together.
 
-A trio program with one task a child: start it, `initialize`, and with `--list` also `notifications/initialized` and
+A trio program with one task per child: start it, `initialize`, and with `--list` also `notifications/initialized` and
 `tools/list`, as a gateway must before it can offer anything. Prints the seconds it took inside, then ends them all.
 """
 

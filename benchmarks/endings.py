@@ -1,4 +1,4 @@
-"""One gateway before a zoo of ten children, and one way for it to come to an end: `run_once(ENDING, ...)`."""
+"""One gateway before a zoo of ten children, and one way to end it: `run_once(ENDING, ...)`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ SHUTDOWN_GRACE = (
     0.3,
     0.3,
     1.0,
-)  # the default has 2 s in place of 0.3 s: the same rungs, and the grid takes a fifth of the time
-SLACK = 6.0  # seconds beyond the ladder until who is still there counts as a survivor
+)  # the default has 2 s in place of 0.3 s: the same steps, and the grid takes a fifth of the time
+SLACK = 6.0  # seconds beyond the shutdown sequence after which a living process counts as a survivor
 SETTLE = 2.0  # seconds for a living gateway to reap and to close, after its backends are ready again
 SIGINT_GAP = 0.1
 POLL = 0.01
@@ -44,7 +44,7 @@ POLL = 0.01
 
 @dataclass
 class Outcome:
-    """What one run left behind; times are seconds from the ending to the end of the last marked process."""
+    """The remains of one run; times are seconds from the ending to the end of the last marked process."""
 
     ending: str
     transport: str
@@ -107,7 +107,7 @@ class Run:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def wait_log(self, text, count, within=START_WITHIN):
-        """Poll the log until the text is there so many times; asking the gateway would be a look at its children."""
+        """Poll the log until the text appears `count` times; a request would have the gateway check its children."""
         until = time.monotonic() + within
         while (log := self.log()).count(text) < count:
             if time.monotonic() > until or self.process.poll() is not None:
@@ -118,7 +118,7 @@ class Run:
         self.wait_log(" is ready", times * self.count)
 
     def wait_exit(self, until):
-        """Seconds since the epoch of `time.monotonic` when it exited; None if it did not."""
+        """Return its exit time in seconds of `time.monotonic`; None while it runs."""
         if not oracle.wait_end(self.pid, until):
             return None
         at = time.monotonic()
@@ -126,7 +126,7 @@ class Run:
         return at
 
     def port(self):
-        """Where it listens, as its log says."""
+        """Return its listen address from its log."""
         self.wait_log("listening on http://", 1)
         address = self.log().split("listening on http://", 1)[1].split("/", 1)[0]
         return int(address.rpartition(":")[2])
@@ -157,7 +157,7 @@ def terminate(run):
 
 
 def interrupt_twice(run):
-    """Ctrl-C, and again: the whole foreground group gets it."""
+    """Press Ctrl-C twice: the whole foreground group gets it."""
     os.killpg(run.pid, signal.SIGINT)
     time.sleep(SIGINT_GAP)
     os.killpg(run.pid, signal.SIGINT)
@@ -186,16 +186,16 @@ ENDINGS = {
     "removal over HTTP": None,  # see _remove
 }
 KILLED = {"SIGKILL", "SIGKILL of the group"}
-"""Here nobody is left to reap: zombies are init's business, and are not counted."""
+"""Endings after which no process is left to reap: zombies are init's business, and are not counted."""
 FIRST = {"restart", "removal over HTTP"}
-"""Here the children end before the gateway does, by SIGTERM."""
+"""Endings in which the children end before the gateway does, by SIGTERM."""
 FRONTENDS = {"stdin EOF": "stdio", "removal over HTTP": "streamable-http"}
-"""Endings that one face alone knows."""
+"""Endings that only one frontend has."""
 STATUS = dict.fromkeys(ENDINGS, 0) | {"crash by a bug": 1} | dict.fromkeys(KILLED, -signal.SIGKILL)
 
 
 def run_once(ending, transport="stdio", *, zoo=ZOO, shutdown_grace=SHUTDOWN_GRACE):
-    """Start, wait until all are ready, end, and look who is left. The caller is a subreaper with no other children."""
+    """Start, wait until all are ready, end, and count the remains. The caller is a subreaper without other children."""
     transport = FRONTENDS.get(ending, transport)
     program = "benchmarks.instrumented" if ending == "crash by a bug" else "gateway"
     mark = f"zoo-{secrets.token_hex(8)}"
@@ -238,7 +238,7 @@ def _end(run, mark, outcome, shutdown_grace):
 
 
 def _restart(run, mark, outcome, shutdown_grace):
-    """SIGKILL of every child: what they left behind must go, and the gateway must have as much open as before."""
+    """SIGKILL every child: their descendants must go, and the gateway must have as many open files as before."""
     old, fds = oracle.marked(mark), run.fds()
     children = [pid for pid in old if (row := oracle.stat(pid)) is not None and row[1] == run.pid]
     began = time.monotonic()
@@ -250,14 +250,14 @@ def _restart(run, mark, outcome, shutdown_grace):
     run.wait_ready(2)
     outcome.ready_again = time.monotonic() - began
     until = time.monotonic() + SETTLE
-    # The last look is what counts: another one may see what a census of /proc has open for a moment.
+    # The last check counts: an earlier one may see files that a scan of /proc has open for a moment.
     while any(left := (run.fds() - fds, len(oracle.zombies(run.pid)))) and time.monotonic() < until:
         time.sleep(POLL)
     outcome.leaked_fds, outcome.zombies = max(0, left[0]), left[1]
 
 
 def _remove(run, mark, outcome, shutdown_grace):
-    """DELETE every server over the management API: all that is left is a gateway without children."""
+    """DELETE every server over the management API: the gateway must have no children left."""
     sentinels = oracle.sentinels(run.pid)
     connection = http.client.HTTPConnection("127.0.0.1", run.port(), timeout=sum(shutdown_grace) + SLACK)
     headers = {"Authorization": f"Bearer {run.admin_token()}"}

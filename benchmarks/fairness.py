@@ -1,10 +1,10 @@
-"""Question: what does a light client feel while others flood, while a backend is slow, while a reader is slow?
+"""Question: what latency does a light client see beside a flood, a slow backend, or slow readers?
 
 Method: a light client has one connection and 50 calls a second that are due at fixed times (open loop: a latency counts
-from when the call was due). Beside it runs, in turn within each round: nobody; a client with 16 connections that calls
-without a pause; the same two before the bare app on stock Hypercorn, which is what any server would do to it; 32
+from when the call was due). Beside it runs, in turn within each round: nothing; a client with 16 connections that calls
+without a pause; the same two before the bare app on stock Hypercorn, the effect that any server would have; 32
 connections whose calls to a second, slow backend take 100 ms each; 8 connections that ask for 1 MB and never read it.
-The backend is the stdlib echo. Wanted is the light client's p99 under the flood over the bare app's, in a round.
+The backend is the stdlib echo. The target is the light client's p99 under the flood over the bare app's, in a round.
 Units: ms, ratio.
 """
 
@@ -36,7 +36,7 @@ def run(options):
     rounds = options.rounds or (1 if options.quick else 5)
     seconds = options.seconds or (1.0 if options.quick else 6.0)
     results = {}
-    progress.plan(rounds * 12)  # what runs beside counts too
+    progress.plan(rounds * 12)  # the load beside it counts too
     with serving_bare() as bare, serving_gateway({"echo": backend(), "slow": backend()}) as gateway:
         gateway.wait_ready(2)
         for _ in range(rounds):
@@ -53,7 +53,7 @@ def light(port, check, seconds):
 
 
 def situations(bare_port, gateway_port, seconds):
-    """Name -> (port, check, what runs beside the light client)."""
+    """Name -> (port, check, load beside the light client)."""
     lasting = {"seconds": 2 * seconds + LEAD + 3}
     call = {"kind": "http", "era": "modern", "tool": "echo.echo"}
 
@@ -78,7 +78,7 @@ def nothing():
 
 @contextmanager
 def slow_readers(port):
-    """Connections that ask for much and read none of it."""
+    """Connections that request large results and read none of them."""
     with ExitStack() as stack:
         for i in range(READERS):
             connection = Connection(port, "modern")

@@ -1,4 +1,4 @@
-"""A flame graph as one SVG: a box is a function, as wide as its share of the samples, upon the one that called it."""
+"""A flame graph as one SVG: a box is a function, as wide as its share of the samples, above its caller."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STYLE = "rect{stroke:#fff;stroke-width:.5} text{font:11px ui-monospace,monospace
 
 
 class Box:
-    """A function and what it has called, with its samples."""
+    """A function and its callees, with its samples."""
 
     def __init__(self, name):
         self.name, self.seen, self.inside = name, 0, {}
@@ -47,11 +47,11 @@ def draw_box(box, x, level, whole, bottom, out):
     if width < LEAST:
         return
     y = bottom - level * ROW
-    told = escape(f"{box.name}: {box.seen / whole:.1%} ({box.seen} samples)")
+    label = escape(f"{box.name}: {box.seen / whole:.1%} ({box.seen} samples)")
     fitting = box.name.rpartition(":")[2][: max(0, int((width - 6) / LETTER))]
     words = f'<text x="{x + 3:.1f}" y="{y + 12}">{escape(fitting)}</text>' if len(fitting) > 2 else ""
     out.append(
-        f'<g><title>{told}</title><rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW}"'
+        f'<g><title>{label}</title><rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{ROW}"'
         f' fill="{color(box.name)}"/>{words}</g>'
     )
     for inner in sorted(box.inside.values(), key=lambda one: one.name):

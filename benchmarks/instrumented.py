@@ -1,7 +1,7 @@
 """The gateway with two buttons: `python -m benchmarks.instrumented serve ...` is `mcp-gateway serve ...`.
 
-SIGUSR1 has the first supervisor hit a bug (a KeyError, as a programming error would raise it). SIGUSR2 has the gateway
-write one JSON line about itself to stderr: trio's tasks, threads, file descriptors and memory.
+SIGUSR1 raises a KeyError in the first supervisor, as a programming error would. SIGUSR2 writes one JSON line about the
+gateway to stderr: trio's tasks, threads, file descriptors and memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Five figures about the lives of children, each with what it must reach; see the docstring of each function.
+"""Five figures about the lives of children, each with a target; see the docstring of each function.
 
 They run one after the other, in a process that is a subreaper and has no other children.
 """
@@ -24,10 +24,12 @@ from benchmarks.wire import encode, initialize_params, make_message
 
 DEFAULT_SHUTDOWN_GRACE = (2.0, 2.0, 1.0)
 QUICK_RESTART = {"initial_delay": 0.1, "jitter": 0, "healthy_after": 0.001}
-"""Each death is forgiven, so that each restart waits the first step of the backoff."""
+"""Each death counts as the first, so that each restart waits the first step of the backoff."""
 IN_FLIGHT = 20
-REST = 12.0  # seconds: trio keeps an idle worker thread for ten, and how many there were is chance
-WARM_UP = 50  # starts before the first look: the allocator and the threads of the loop have their size then
+REST = 12.0  # seconds: trio keeps an idle worker thread for ten, and their number varies
+WARM_UP = (
+    50  # starts before the first measurement: the allocator and the threads of the loop have their final size then
+)
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Rows:
     data: dict = field(default_factory=dict)
 
     def add(self, what, values, unit="s", scale=1.0, most=None):
-        """A promise about lives holds for the slowest round, so that is what counts."""
+        """Use the slowest round, since a promise about lives must hold for it."""
         self.data[what] = list(values)
         worst = max(values)
         suffix = ": slowest" if len(values) > 1 else ""
@@ -73,18 +75,18 @@ def running(backends, **options):
 
 
 def well_behaved(count, mark):
-    """The stdlib echo; the mark stands in its name."""
+    """Return the stdlib echo with the mark in its name."""
     return {f"b{i:03}": backend("echo", "--name", mark) for i in range(count)}
 
 
 def check_all_there(mark, count):
-    """An oracle that finds nobody at the beginning proves nothing at the end."""
+    """Check that the oracle finds all processes: one that finds none at the beginning proves nothing at the end."""
     if len(oracle.marked(mark)) != count:
         raise Failed(f"{len(oracle.marked(mark))} of {count} processes found")
 
 
 def measure_terminate(rows, count, rounds):
-    """SIGTERM to a gateway (HTTP, idle) before many echo backends: until all have gone and the gateway has exited."""
+    """SIGTERM a gateway (HTTP, idle) with many echo backends; measure until all are gone and the gateway has exited."""
     times = []
     for _ in range(rounds):
         mark = f"echo-{secrets.token_hex(8)}"
@@ -103,7 +105,7 @@ def measure_terminate(rows, count, rounds):
 
 
 def measure_kill(rows, count, rounds):
-    """SIGKILL of a gateway before many echo backends: until all have gone. The end of their stdin tells them."""
+    """SIGKILL a gateway with many echo backends; measure until all are gone. The end of their stdin ends them."""
     times = []
     for _ in range(rounds):
         mark = f"echo-{secrets.token_hex(8)}"
@@ -121,7 +123,7 @@ def measure_kill(rows, count, rounds):
 
 
 def measure_kill_zoo(rows, rounds):
-    """The same with the zoo and the default ladder (2 + 2 + 1 s)."""
+    """Measure the same with the zoo and the default grace periods (2 + 2 + 1 s)."""
     outcomes = [run_once("SIGKILL", shutdown_grace=DEFAULT_SHUTDOWN_GRACE) for _ in range(rounds)]
     if any(outcome.survivors for outcome in outcomes):
         raise Failed(f"survivors of SIGKILL of the gateway: {outcomes}")
@@ -133,7 +135,7 @@ def measure_kill_zoo(rows, rounds):
 
 
 def measure_revival(rows, rounds):
-    """SIGKILL of an echo backend with calls in flight: until each was answered by an error, and until it is ready.
+    """SIGKILL an echo backend with calls in flight; measure until each has failed, and until it is ready again.
 
     The backend's own start is measured in between: exec to the answers of server/discover, initialize and tools/list.
     """
@@ -154,7 +156,7 @@ def measure_revival(rows, rounds):
 
 
 def revive(run, client, mark, readies):
-    """(seconds to the last answer, seconds until ready)."""
+    """Return (seconds to the last answer, seconds until ready)."""
     ids = client.start_calls(IN_FLIGHT, seconds=60)
     client.call("b000.echo", {"text": "all before this one have reached the backend"})
     (child,) = oracle.marked(mark)
@@ -200,7 +202,7 @@ class Client:
         return [self.start("tools/call", {"name": "b000.sleep", "arguments": arguments}) for _ in range(count)]
 
     def answers(self, ids):
-        """The responses to these requests, as they come."""
+        """Return the responses to these requests, in order of arrival."""
         wanted = set(ids)
         while wanted:
             line = self.stdout.readline()
@@ -230,7 +232,7 @@ class Client:
 
 
 def measure_cycles(rows, cycles):
-    """Start a backend by a call and let it stop when idle, over and over: what grows in the gateway is leaked."""
+    """Start a backend by a call and let it stop when idle, repeatedly: growth of the gateway is a leak."""
     mark = f"echo-{secrets.token_hex(8)}"
     settings = {"start": "lazy", "idle_timeout": 0.005}
     with running(well_behaved(1, mark), settings=settings, program="benchmarks.instrumented") as run:
@@ -254,7 +256,7 @@ def cycle(run, client, count, stops):
 
 
 def ask_statistics(run, times):
-    """What the gateway says of itself once it is at rest: the last ladder is over, idle worker threads have ended."""
+    """Return the gateway's statistics at rest: shutdown sequences are over, idle worker threads have ended."""
     time.sleep(REST)
     os.kill(run.pid, signal.SIGUSR2)
     run.wait_log("\nstatistics ", times)

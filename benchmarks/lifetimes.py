@@ -5,10 +5,11 @@ end of stdin; with a grandchild that keeps the pipes; double-forked with setsid,
 that spawns; stopped by SIGSTOP; exiting while it flushes 50 MB), for every ending in turn: stdin EOF, SIGTERM, SIGINT
 twice, SIGKILL, SIGKILL of the process group, a crash by a bug, kill -9 of every child (a restart, then SIGTERM), and
 the removal of every server over the management API (then SIGTERM).
-Survivors are found by a mark in their command lines; zombies are what the gateway left to its own parent to reap. The
-stop ladder is shortened to 0.3 + 0.3 + 1 s. 200 rounds take some 15 minutes on two idle cores.
+Survivors are found by a mark in their command lines; zombies are processes that the gateway left to its own parent to
+reap. The grace periods of the shutdown sequence are shortened to 0.3 + 0.3 + 1 s. 200 rounds take some 15 minutes on
+two idle cores.
 
-Method, the rows: see the functions in `lifetime_rows`. Exits with status 1 if anybody survived, whatever the options.
+Method, the rows: see the functions in `lifetime_rows`. Exits with status 1 if any child survived, whatever the options.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from benchmarks import lifetime_rows, oracle
 from benchmarks.endings import ENDINGS, SHUTDOWN_GRACE, ZOO, run_once
 from benchmarks.table import Claim, Figure, render
 
-NOBODY = "survivors, zombies and leaked descriptors"
+LEFT_BEHIND = "survivors, zombies and leaked descriptors"
 TRANSPORTS = ("stdio", "streamable-http")
 
 
 def add_arguments(parser):
     parser.add_argument("--rounds", type=int, help="rounds of the grid (20; quick: 1)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="gateways at once in the grid")
-    parser.add_argument("--seconds", type=float, help="start no further round after so many seconds")
+    parser.add_argument("--seconds", type=float, help="start no further round after this many seconds")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--grid", action="store_true", help="only the grid")
     only.add_argument("--rows", action="store_true", help="only the rows")
@@ -51,12 +52,12 @@ def run(options):
 
 
 def fatal(claims):
-    """Whether the one promise that needs no `--strict` was broken."""
-    return any(claim.what.startswith(NOBODY) and not claim.reached for claim in claims)
+    """Return whether the one promise that needs no `--strict` was broken."""
+    return any(claim.what.startswith(LEFT_BEHIND) and not claim.reached for claim in claims)
 
 
 def run_grid(options):
-    """All rounds, some gateways at a time, each in a process that inherits its orphans and nobody else's."""
+    """Run all rounds, some gateways at a time, each in a process that inherits only its own orphans."""
     rounds = options.rounds or (1 if options.quick else 20)
     until = time.monotonic() + (options.seconds or float("inf"))
     outcomes = []
@@ -82,8 +83,8 @@ def grid_claims(outcomes):
     size = f"{rounds} rounds x {len(ENDINGS)} endings x {len(ZOO)} children"
     bound = sum(SHUTDOWN_GRACE) + 1
     return [
-        Claim(f"{NOBODY}, {size}", Figure.of([left]), most=0),
-        Claim("the zoo is gone, slowest of all (ladder + 1 s)", Figure.of([slowest]), "s", most=bound),
+        Claim(f"{LEFT_BEHIND}, {size}", Figure.of([left]), most=0),
+        Claim("the zoo is gone, slowest of all (grace periods + 1 s)", Figure.of([slowest]), "s", most=bound),
     ]
 
 

@@ -1,6 +1,6 @@
 """Question: how long does `tools/list` take with many backends, and does one that hangs make it slower?
 
-Method: two gateways run at once, one before 100 well backends of 20 tools each, the other before the same 100 and one
+Method: two gateways run together, one before 100 well backends of 20 tools each, the other before the same 100 and one
 more that never answers `initialize`. In each round, and by turns, whole lists (all pages) are fetched one after the
 other over one connection; each must hold exactly the 2,000 tools. Unit: milliseconds from the request to the last byte.
 """
@@ -25,7 +25,7 @@ def add_size_arguments(parser):
 
 
 def many_backends(options):
-    """Name -> command of so many echo backends with so many tools each."""
+    """Name -> command of the echo backends."""
     count = options.backends or (10 if options.quick else 100)
     return {
         f"b{i:03}": backend("echo", "--plain", "--tools", options.tools, "--name", f"b{i:03}") for i in range(count)
@@ -59,7 +59,7 @@ def make_claims(results, size):
         one = Figure.of(p50["one hung"])
         claims += [
             Claim(f"tools/list {era}, {size}, one hung: p50", one, "ms", 1e3, most=5),
-            # "No slower", with what two runs of the very same thing may differ by.
+            # "No slower", within the difference between two runs of the same thing.
             Claim(
                 f"tools/list {era}: one hung over none hung",
                 ratios(p50["one hung"], p50["none hung"]),

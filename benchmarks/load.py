@@ -1,14 +1,14 @@
 """The load generator: `python -m benchmarks.load SPEC`, a process of its own, with the result as JSON on stdout.
 
-SPEC is a JSON object. `kind` is "http" or "sse" (so many `connections` with one call under way each; to `url`, or to
+SPEC is a JSON object. `kind` is "http" or "sse" (`connections` with one call in flight each; to `url`, or to
 `port` of this machine, with `headers`), "stdio" (the `command`, with `env` and `cwd`, is started and called over its
-pipes, `window` calls under way) or "list" (whole lists of `tools` tools, one after the other, `count` of them, after
-`warm_up` uncounted ones). Calls: `era` "legacy" or "modern", `tool`, for `seconds`; what is sent and what is right:
-see `questions` (`check`, `size`, `prefix`, `arguments`). Closed loop, or with `rate` open loop: so many calls a second
-are due, come what may, and latencies count from then. `one_session`: all connections share one. `timeline`: errors are
-answers too, the result has `calls_made`: [sent, answered, ok] of each, in seconds on the machine's monotonic clock, and
-SIGTERM ends the measurement early.
-A call ends when its last byte was read; checking comes after. A wrong answer ends it all with status 1.
+pipes, `window` calls in flight) or "list" (whole lists of `tools` tools, one after the other, `count` of them, after
+`warm_up` uncounted ones). Calls: `era` "legacy" or "modern", `tool`, for `seconds`; requests and their checks are in
+`questions` (`check`, `size`, `prefix`, `arguments`). Closed loop, or with `rate` open loop: this many calls a second
+are due, answered or not, and latencies count from then. `one_session`: all connections share one. `timeline`: errors
+are answers too, the result has `calls_made`: [sent, answered, ok] of each, in seconds on the machine's monotonic clock,
+and SIGTERM ends the measurement early.
+A call ends when its last byte was read; it is checked afterwards. A wrong answer ends the program with status 1.
 Result: calls, seconds, per_second, p50, p99 and quantiles (seconds), cpu (seconds of this process); of a closed loop
 also `answered`, the calls of the warm-up included.
 """
@@ -30,7 +30,7 @@ from benchmarks.wire import NO_ANSWER, Connection, make_message
 
 __all__ = ["KINDS", "Pipes", "run", "summarize"]
 
-STALE = 2.0  # seconds of handshakes after which the first connections are made anew: servers close those that idle
+STALE = 2.0  # seconds of handshakes after which the first connections are replaced: servers close idle ones
 
 
 class Crowd:
@@ -61,7 +61,7 @@ class Crowd:
         return list(dict.fromkeys(self.callers.values()))
 
     def answers(self, timeout=None):
-        """(caller, when, status, answer) of all that is whole. With a timeout nothing need come within it."""
+        """Return (caller, when, status, answer) of all complete responses; with a timeout there may be none."""
         if timeout is None:
             ready = [fd for fd, _events in self.poll.poll(NO_ANSWER)]
             if not ready:
@@ -98,10 +98,10 @@ def run_calls(spec, question, kind):
 
 
 def run_closed(crowd, question, clock):
-    """A connection sends again as soon as it was answered."""
+    """Send again on each connection as soon as it was answered."""
     idle, left = crowd.each(), len(crowd.each())
     while left:
-        while idle:  # those whose server closes have their new connections by now
+        while idle:  # connections closed by their server have been replaced by now
             idle.pop().send()
         for caller, at, status, answer in crowd.answers():
             go_on = clock.add(caller.sent, at)
@@ -116,7 +116,7 @@ def run_closed(crowd, question, clock):
 
 
 def run_open(crowd, question, clock):
-    """Calls go out when they are due, or as soon after as a connection is free."""
+    """Send calls when they are due, or as soon afterwards as a connection is free."""
     idle, due, heard = crowd.each(), {}, now()
     while True:
         clock.due(now())
@@ -137,7 +137,7 @@ def run_open(crowd, question, clock):
 
 
 def run_timeline(crowd, question, clock):
-    """The closed loop again, for a server that is being hurt: errors are noted, wrong answers are still wrong."""
+    """Run the closed loop for a server under attack: count errors, but still fail on wrong answers."""
 
     def stop(_number, _frame):
         clock.end = min(clock.end, now())
@@ -145,7 +145,7 @@ def run_timeline(crowd, question, clock):
     before = signal.signal(signal.SIGTERM, stop)
     calls, idle, left = [], crowd.each(), len(crowd.each())
     while left:
-        while idle:  # here, since those that reconnect have their new connections by now
+        while idle:  # here, since reconnecting callers have their new connections by now
             idle.pop().send()
         for caller, at, status, answer in crowd.answers():
             failed = is_error(status, answer)
@@ -161,7 +161,7 @@ def run_timeline(crowd, question, clock):
 
 
 def run_list(spec):
-    """Whole lists, all pages of each, over one connection."""
+    """Request whole lists, all pages of each, over one connection."""
     latencies, begin, entries = [], now(), []
     with closing(Connection.at(address_of(spec), spec["era"], spec.get("headers", ()))) as connection:
         connection.open()
@@ -175,7 +175,7 @@ def run_list(spec):
 
 
 def read_list(connection, request_id):
-    """All entries, and the seconds that the requests took."""
+    """Return all entries, and the seconds that the requests took."""
     entries, params, took = [], {}, 0.0
     while True:
         message = make_message("tools/list", params, connection.era, request_id)

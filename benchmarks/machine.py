@@ -1,4 +1,4 @@
-"""What the figures were measured on; a figure without its machine is a rumour."""
+"""The machine of the measurements; a figure without its machine is a rumour."""
 
 from __future__ import annotations
 

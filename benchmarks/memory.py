@@ -38,7 +38,7 @@ KEYS = ("VmRSS", "RssAnon", "RssFile", "VmHWM")
 
 
 def read_status(pid):
-    """Bytes, and the number of threads."""
+    """Return bytes, and the number of threads."""
     pairs = [line.split() for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()]
     status = {pair[0].rstrip(":"): pair[1] for pair in pairs if len(pair) > 1}
     return {key: int(status[key]) * 1024 for key in KEYS} | {"Threads": int(status["Threads"])}

@@ -1,7 +1,7 @@
-"""What the kernel says of processes; it knows nothing of how the gateway keeps track of its own.
+"""The kernel's view of processes, independent of the gateway's own bookkeeping.
 
-A process belongs to a run if the run's mark stands in its command line. Zombies have none: those that a gateway did not
-reap before it exited are inherited by us, since this process is a subreaper for the length of the measurement.
+A process belongs to a run if the run's mark is in its command line. Zombies have no command line: those that a gateway
+did not reap before it exited are inherited by this process, a subreaper during the measurement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ END_WITHIN = 5.0  # seconds that SIGKILL may take
 
 @contextlib.contextmanager
 def subreaper():
-    """Have orphans come to us, so that nobody can hide behind init."""
+    """Become a subreaper, so that orphans cannot escape to init."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "cannot become a subreaper")
@@ -36,7 +36,7 @@ def pids():
 
 
 def read(pid, name):
-    """A file of /proc; empty if the process is gone."""
+    """Return the content of a file in /proc; empty if the process is gone."""
     try:
         return Path("/proc", str(pid), name).read_bytes()
     except OSError:
@@ -44,13 +44,13 @@ def read(pid, name):
 
 
 def stat(pid):
-    """(state, parent, start time), or None if the process is gone."""
+    """Return (state, parent, start time), or None if the process is gone."""
     fields = read(pid, "stat").rpartition(b")")[2].split()
     return (fields[0].decode(), int(fields[1]), int(fields[19])) if len(fields) > 19 else None
 
 
 def marked(mark):
-    """Everybody with this mark: pid -> start time."""
+    """Return the processes with this mark: pid -> start time."""
     found = {}
     for pid in pids():
         if pid != os.getpid() and mark.encode() in read(pid, "cmdline") and (row := stat(pid)) is not None:
@@ -59,13 +59,13 @@ def marked(mark):
 
 
 def still(family):
-    """Who of a family (pid -> start time) lives; a zombie does not."""
+    """Return the members of a family (pid -> start time) that are alive; a zombie is not."""
     rows = {pid: stat(pid) for pid in family}
     return {pid for pid, row in rows.items() if row is not None and row[2] == family[pid] and row[0] not in "ZX"}
 
 
 def sentinels(gateway):
-    """The sentinel of a gateway: pid -> start time."""
+    """Return the sentinel of a gateway: pid -> start time."""
     rows = {pid: stat(pid) for pid in pids() if SENTINEL in read(pid, "cmdline")}
     return {pid: row[2] for pid, row in rows.items() if row is not None and row[1] == gateway}
 
@@ -76,7 +76,7 @@ def zombies(parent):
 
 
 def wait_gone(look, until):
-    """Wait until `look()` finds nobody, newcomers included; returns the time of the last end, and who is left."""
+    """Wait until `look()` finds no process, new ones included; return the time of the last end, and the survivors."""
     last = time.monotonic()
     while there := look():
         for pid in there:
@@ -87,7 +87,7 @@ def wait_gone(look, until):
 
 
 def wait_end(pid, until):
-    """Whether the process ends in time."""
+    """Return whether the process ends in time."""
     try:
         fd = os.pidfd_open(pid)
     except OSError:
@@ -101,15 +101,15 @@ def wait_end(pid, until):
 
 
 def ending_children():
-    """Children of ours that have ended or are about to: the command line goes first, and only then the process."""
+    """Return our children that have ended or are about to: the command line goes first, and then the process."""
     rows = {pid: stat(pid) for pid in pids()}
     return [pid for pid, row in rows.items() if row is not None and row[1] == os.getpid() and not read(pid, "cmdline")]
 
 
 def reap():
-    """Reap every child that has ended or is about to, of whatever origin, and count them."""
+    """Reap every child that has ended or is about to, of whatever origin; return their number."""
     count, until = 0, time.monotonic() + END_WITHIN
-    while ending := ending_children():  # again after each round: their own children may have come to us
+    while ending := ending_children():  # again after each round: their own children may have been reparented to us
         ended = [wait_end(pid, until) for pid in ending]
         with contextlib.suppress(ChildProcessError):
             while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
@@ -120,7 +120,7 @@ def reap():
 
 
 def end_all(mark):
-    """SIGKILL whoever is left of a run, and reap, so that the next one finds nothing of it."""
+    """SIGKILL the survivors of a run, and reap, so that they do not affect the next one."""
     for pid in still(marked(mark)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,10 +1,10 @@
-"""Question: what will your own set-up bear?
+"""Question: what load can your own set-up carry?
 
 `python -m benchmarks --config FILE --tool NAME [--args JSON]`
 
 Method: the gateway runs with your config, over stdio and over HTTP; NAME is a tool's name as the gateway lists it, and
-it is called with the arguments given, again and again: be sure that this is harmless. The server that owns it is called
-directly too, by the same client and by turns. Start: from exec to the first answered `initialize`, and until all
+it is called with the given arguments repeatedly: make sure that this is harmless. The server that owns it is called
+directly too, by the same client, alternating. Start: from exec to the first answered `initialize`, and until all
 servers are ready. List: whole `tools/list`. An answer is right if it is a result without `isError`. Ratios and
 differences are taken within a round. Units: calls/s, ms, s.
 """
@@ -47,7 +47,7 @@ def run(options):
     progress.plan(rounds * 6 + 1)
     with ExitStack() as stack:
         copy = stack.enter_context(config_file(json.loads(path.read_text(encoding="utf-8"))))
-        state = stack.enter_context(config_file({})).parent  # for the gateway that is started again and again
+        state = stack.enter_context(config_file({})).parent  # for the gateway that is restarted repeatedly
         gateway = stack.enter_context(serving(gateway_command(copy, "streamable-http")))
         ready = gateway.wait_ready(count_of(path))
         stdio = [word if word != str(copy.parent / "state") else str(state) for word in gateway_command(copy, "stdio")]
@@ -61,7 +61,7 @@ def run(options):
 
 
 def find_owner(path, tool):
-    """The server that a public tool name belongs to, and the name that it has there."""
+    """Return the server that a public tool name belongs to, and the tool's own name."""
     from gateway.config import load_config
 
     config = load_config(path, environ=os.environ)
@@ -82,7 +82,7 @@ def count_of(path):
 
 
 def make_steps(server, own_name, port, stdio, options):
-    """(who, calls under way) -> spec; direct only where the server is reached without a login."""
+    """(who, calls in flight) -> spec; direct only if the server is reachable without a login."""
     call = {"check": "any", "arguments": json.loads(options.args), "era": "legacy"}
     steps = {}
     for calls in (1, MANY):

@@ -1,8 +1,8 @@
-"""The owner of the backends alone: how many calls a second would it bear, if HTTP were served by other processes?
+"""The owner of the backends alone: its limit in calls a second, if HTTP were served by other processes.
 
-`python -m benchmarks.owner SPEC` has router, supervisor and a stdio backend in one process, without any face, and so
-many tasks (`window`) that call one after the other for `seconds`; the result is the load generator's, as JSON. The CPU
-time of a call is the process's own, so its inverse is the rate at which one core would be full.
+`python -m benchmarks.owner SPEC` has router, supervisor and a stdio backend in one process, without a frontend, and
+`window` tasks that call one after the other for `seconds`; the result is the load generator's, as JSON. The CPU time of
+a call is the process's own, so its inverse is the rate at which one core would be full.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def drive(spec):
                 if not clock.add(sent, at):
                     return
 
-        await call()  # the backend is there
+        await call()  # the backend is ready
         clock = ClosedLoop(spec["seconds"])
         async with trio.open_nursery() as nursery:
             for _ in range(spec["window"]):

@@ -1,6 +1,6 @@
-"""The report: one HTML page with tables and plots that needs no network, made from what each question has left.
+"""The report: one HTML page with tables and plots that needs no network, made from the stored results of each question.
 
-`keep` writes DIR/QUESTION.json and then DIR/index.html anew from all of them, so that several runs make one page.
+`keep` writes DIR/QUESTION.json and then DIR/index.html again from all of them, so that several runs make one page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ nav a { margin-right: 1em; } svg { display: block; margin: 1em 0; max-width: 100
 
 
 def keep(directory, question, module, described, claims, details):
-    """Add a question's findings to the report; returns the page's path."""
+    """Add a question's results to the report; return the page's path."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     pieces = [dump_piece(piece) for piece in parts(details[0])] if details else []

@@ -1,7 +1,7 @@
-"""Results from 100 bytes to 1 MB: the backend called directly over its pipes, and through the gateway, by turns.
+"""Results from 100 bytes to 1 MB: the backend called directly over its pipes, and through the gateway, alternating.
 
-The tool answers with so many bytes of text, and each is compared. One and four calls are under way. MB/s are the
-result's bytes over time: of the latency's median with one call, of the rate with four. Backend: stdlib echo.
+The tool answers with text of this size, and each is compared. One and four calls are in flight. MB/s are the result's
+bytes over time: of the latency's median with one call, of the rate with four. Backend: stdlib echo.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def measure(rounds, seconds, *, quick):
 
 
 def rates(results, who, size, window):
-    """MB/s of each round."""
+    """Return MB/s of each round."""
     found = results[who, size, window]
     return [size / 1e6 / one["p50"] if window == 1 else size / 1e6 * one["per_second"] for one in found]
 

@@ -28,7 +28,7 @@ class Pipes:
         self.child.stdin.write(line + b"\n")
 
     def lines(self, timeout=NO_ANSWER):
-        """The lines of the next reads; waits for at least one. Within `timeout`, else there are none or it fails."""
+        """Return the lines of the next reads; without a `timeout` at least one, or fail after a silence."""
         while True:
             if not select.select([self.fd], (), (), timeout)[0]:
                 if timeout < NO_ANSWER:
@@ -45,7 +45,7 @@ class Pipes:
             return lines
 
     def open(self, era):
-        """The legacy handshake; nothing in the modern era."""
+        """Do the legacy handshake; nothing in the modern era."""
         if era == "modern":
             return
         self.send(encode(make_message("initialize", initialize_params(), "legacy", 0)))
@@ -55,7 +55,7 @@ class Pipes:
         self.send(encode(make_message("notifications/initialized", {}, "legacy")))
 
     def ask(self, line, request_id):
-        """Send a request while nothing else is under way; the answer's line, past whatever else is said meanwhile."""
+        """Send a request while no other is in flight; return its response line, skipping other messages."""
         self.send(line)
         while True:
             for line in self.lines():
@@ -73,7 +73,7 @@ class Pipes:
 
 
 class Talk:
-    """Calls on the pipes of one child, any number of them under way."""
+    """Calls on the pipes of one child, any number of them in flight."""
 
     def __init__(self, pipes, question):
         self.pipes, self.question = pipes, question
@@ -89,21 +89,21 @@ class Talk:
         self.pipes.send(request)
 
     def answers(self, timeout=NO_ANSWER):
-        """(began, answered) of each call that the next lines answer; their answers are right."""
+        """Return (began, answered) of each call that the next lines answer, after checking them."""
         for line in self.pipes.lines(timeout):
             answered = now()
             request_id = id_of(line)
             if request_id is None:
                 continue
             if request_id not in self.sent:
-                raise WrongAnswer(f"nobody asked with id {request_id!r}")
+                raise WrongAnswer(f"response to an unknown id {request_id!r}")
             began = self.sent.pop(request_id)
             yield began, answered
             self.question.check(line, request_id)
 
 
 def id_of(line):
-    """The id of a JSON-RPC response; None for what is none. Long ones begin or end with it."""
+    """Return the id of a JSON-RPC response; None for other messages. Long ones begin or end with it."""
     if len(line) > 1 << 15:
         near = line[:200] + line[-200:]
         at = near.find(b'"id":')
@@ -114,7 +114,7 @@ def id_of(line):
 
 
 def run_stdio(spec, question):
-    """`window` calls under way on the pipes of one child, or calls at a fixed rate."""
+    """Keep `window` calls in flight on the pipes of one child, or make calls at a fixed rate."""
     pipes = Pipes(spec["command"], env=spec.get("env"), cwd=spec.get("cwd"))
     try:
         pipes.open(spec["era"])

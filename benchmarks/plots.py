@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 680, 320
-LEFT, RIGHT, TOP, BOTTOM = 70, 170, 34, 48  # margins; the legend stands at the right
+LEFT, RIGHT, TOP, BOTTOM = 70, 170, 34, 48  # margins; the legend is on the right
 COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#bf8700", "#0a7ea4", "#cf5f9f", "#57606a")
 TICKS = 5
 HEAD = (
@@ -18,7 +18,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Plot:
-    """`series` is name -> [(x, y), ...]; `x_names` puts words in the place of numbers below the axis."""
+    """One plot. `series` is name -> [(x, y), ...]; `x_names` replaces numbers below the axis by words."""
 
     title: str
     x: str
@@ -33,7 +33,7 @@ class Plot:
 
 
 class Axis:
-    """Numbers to pixels; a logarithmic axis leaves out what is not above 0."""
+    """A mapping of numbers to pixels; a logarithmic axis omits values that are not above 0."""
 
     def __init__(self, values, begin, end, log):
         self.log, self.begin, self.end = log, begin, end
@@ -59,7 +59,7 @@ class Axis:
 
 
 def nice(step):
-    """The next number up of 1, 2, 5, 10, ..."""
+    """Return the next number up of 1, 2, 5, 10, ..."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= step * 0.999)
 
@@ -76,7 +76,7 @@ def text(x, y, words, anchor="middle", **more):
 
 
 def draw(plot):
-    """The plot as an SVG element that needs nothing beside itself."""
+    """Return the plot as a self-contained SVG element."""
     series = {
         name: [(x, y) for x, y in points if (x > 0 or not plot.x_log) and (y > 0 or not plot.y_log)]
         for name, points in plot.series.items()
@@ -96,8 +96,8 @@ def draw(plot):
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
         out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
         for (x, y), value in zip(spots, its_points, strict=True):
-            told = escape(f"{name}: {number(value[0])} {plot.x}, {number(value[1])} {plot.y}")
-            out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"><title>{told}</title></circle>')
+            label = escape(f"{name}: {number(value[0])} {plot.x}, {number(value[1])} {plot.y}")
+            out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"><title>{label}</title></circle>')
         y = TOP + 8 + 18 * i
         out.extend((
             f'<rect x="{WIDTH - RIGHT + 14}" y="{y - 8}" width="12" height="4" fill="{color}"/>',
@@ -122,7 +122,7 @@ def draw_axes(plot, across, up):
 
 
 def percentiles(title, results, unit=1e3):
-    """Latency by percentile, name -> result of the load generator; 99.9 % is as far from 99 % as that is from 90 %."""
+    """Plot latency by percentile, name -> result; 99.9 % is as far from 99 % as that from 90 %."""
     names, series = {}, {}
     for name, result in results.items():
         series[name] = points = []

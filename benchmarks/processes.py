@@ -1,4 +1,4 @@
-"""Everything that a benchmark starts: the bare app, the gateway, the load generator. Each ends with its block."""
+"""The processes that a benchmark starts: the bare app, the gateway, the load generator. Each ends with its block."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ PEERS = ROOT / "tests" / "peers"
 
 START_WITHIN = 120.0  # seconds until a server listens and its backends are ready: 100 children share the cores
 STOP_WITHIN = 30.0
-POLL = 0.02  # seconds between two looks at /health or at stderr
+POLL = 0.02  # seconds between two polls of /health or of stderr
 
 
 class Failed(Exception):
-    """A process did not do what the measurement needs."""
+    """A process did not do its part of the measurement."""
 
 
 def backend(kind="echo", *args):
-    """The command of a stdio backend: the stdlib echo, or the server on the SDK."""
+    """Return the command of a stdio backend: the stdlib echo, or the server on the SDK."""
     return [sys.executable, str(PEERS / f"{kind}_server.py"), *map(str, args)]
 
 
 def config_of(commands):
-    """A gateway config of stdio backends: name -> command."""
+    """Return a gateway config of stdio backends: name -> command."""
     return {"mcpServers": {name: {"command": c[0], "args": c[1:]} for name, c in commands.items()}}
 
 
 def gateway_command(config_path, transport, module="gateway"):
     port = [] if transport == "stdio" else ["--port", "0"]
     command = [sys.executable, "-m", module, "serve", "--config", str(config_path), "--transport", transport]
-    # A state directory of its own: catalogs kept by an earlier run would answer before the backends do.
+    # A state directory of its own: catalogs of an earlier run would answer before the backends do.
     state = ["--state-dir", str(config_path.parent / "state")]
     return [*command, *state, "--log-level", "warning", *port]
 
@@ -67,7 +67,7 @@ class Server:
         return self.process.pid
 
     def stderr(self):
-        fd = self.errors.fileno()  # the process writes at the offset that we share: it must stay where it is
+        fd = self.errors.fileno()  # the process writes at the offset that we share: it must not move
         return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
 
     def wait_port(self):
@@ -92,7 +92,7 @@ class Server:
             connection.close()
 
     def wait_ready(self, count):
-        """Until so many backends are ready; seconds since the process was started."""
+        """Wait until `count` backends are ready; return the seconds since the process was started."""
         while (now := time.perf_counter() - self.started) < START_WITHIN:
             states = [backend["state"] for backend in self.health()["backends"].values()]
             if states.count("ready") >= count:
@@ -130,13 +130,13 @@ def serving_gateway(commands, transport="streamable-http", **members):
 
 @contextlib.contextmanager
 def serving_config(config, transport="streamable-http", *, module="gateway"):
-    """The gateway over HTTP with a whole config; `module` is what is run in its place."""
+    """Run the gateway over HTTP with a whole config; `module` replaces its entry point."""
     with config_file(config) as path, serving(gateway_command(path, transport, module)) as server:
         yield server
 
 
 def serving_peer(*args, script="http_peer.py"):
-    """A backend that is reached over HTTP."""
+    """Return the config of a backend over HTTP."""
     return serving([sys.executable, str(PEERS / script), *args])
 
 
@@ -145,7 +145,7 @@ def serving_bare(*args):
 
 
 def load(**spec):
-    """Run the load generator and give its result."""
+    """Run the load generator; return its result."""
     progress.step(name_of(spec))
     with loading(**spec) as running:
         return running.result()
@@ -157,7 +157,7 @@ def name_of(spec):
 
 
 class Load:
-    """A load generator that runs beside what else is measured."""
+    """A load generator that runs beside another measurement."""
 
     def __init__(self, spec):
         self.spec = spec
@@ -167,7 +167,7 @@ class Load:
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
 
     def stop(self):
-        """Have it end now and give its result; only with a `timeline`."""
+        """End it now; return its result. Only with a `timeline`."""
         self.process.terminate()
 
     def result(self):
@@ -182,7 +182,7 @@ class Load:
 
 @contextlib.contextmanager
 def loading(**spec):
-    """Load for the length of a block, or until it has its result."""
+    """Run load for the length of a block, or until it has its result."""
     running = Load(spec)
     try:
         yield running
@@ -195,7 +195,7 @@ def loading(**spec):
 
 
 def cpu_seconds(pid):
-    """CPU time of all threads of a process so far, to the nanosecond."""
+    """Return the CPU time of all threads of a process so far, to the nanosecond."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         total += int((task / "schedstat").read_text().split()[0])
@@ -203,7 +203,7 @@ def cpu_seconds(pid):
 
 
 def run_module(module, spec):
-    """Run one of the benchmarks' own programs with a spec and give the JSON that it prints."""
+    """Run one of the benchmarks' own programs with a spec; return the JSON that it prints."""
     progress.step(module.rpartition(".")[2])
     command = [sys.executable, "-m", module, json.dumps(spec)]
     bound = 60 + 3 * spec.get("seconds", 60)

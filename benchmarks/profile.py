@@ -1,9 +1,9 @@
 """Question: where do the microseconds of a call go?
 
 Method: the gateway runs with a sampler in it (`profiled.py`; production code knows nothing of it) before one stdlib
-echo backend (or, with `--backend`, the tests' own small HTTP server), with 16 calls under way; each sample of CPU time
-falls to the file in which the innermost function stands. A row's time is its share of the samples, times the CPU time
-that the gateway's process has spent on a call, so that the rows add up to it. Written besides: a flame graph (`--svg
+echo backend (or, with `--backend`, the tests' own small HTTP server), with 16 calls in flight; each sample of CPU time
+counts for the file of the innermost function. A row's time is its share of the samples, times the CPU time of the
+gateway's process per call, so that the rows add up to it. Further output: a flame graph (`--svg
 FILE`) and the stacks in the folded form that other tools read (`--folded FILE`). Unit: microseconds of CPU time.
 """
 
@@ -38,7 +38,7 @@ ROWS = {
     "trio: streams, sockets, the rest": ("trio/",),
     "all else": ("",),
 }
-"""What -> the beginnings of file names; the longest that fits decides."""
+"""What -> the prefixes of file names; the longest match decides."""
 
 
 def add_arguments(parser):
@@ -73,7 +73,7 @@ def run(options):
 
 
 def take(options):
-    """Load the gateway and let it end; what its sampler wrote."""
+    """Load the gateway and let it end; return the output of its sampler."""
     seconds = options.seconds or (3.0 if options.quick else 10.0)
     call = {"era": options.era, "seconds": seconds, "tool": "echo.echo"}
     with (
@@ -101,7 +101,7 @@ def take(options):
 
 @contextmanager
 def configured(transport):
-    """A config with the one backend, which lives as long as the block where it is no child."""
+    """Yield a config with the one backend, which lives as long as the block unless it is a child."""
     if transport == "stdio":
         yield config_of({"echo": backend()})
         return
@@ -111,13 +111,13 @@ def configured(transport):
 
 
 def trim(names):
-    """A stack without what is the same in all of them: the interpreter's start and trio's own entry."""
+    """Return a stack without the frames common to all: the interpreter's start and trio's own entry."""
     inner = [i for i, name in enumerate(names) if name.startswith("trio/_core/_run.py:unrolled_run")]
     return names[inner[0] :] if inner else names
 
 
 def row_of(names):
-    """The row to which a stack belongs: the innermost function in a package, since others (json, ssl) serve it."""
+    """Return the row of a stack: the innermost function in a package, since other modules (json, ssl) serve it."""
     for name in reversed(names):
         fitting = [(len(start), row) for row, starts in ROWS.items() for start in starts if name.startswith(start)]
         longest, row = max(fitting)

@@ -1,8 +1,8 @@
 """The gateway with a sampler in it: `python -m benchmarks.profiled serve ...` is `mcp-gateway serve ...`.
 
 Once the process has used `AFTER` seconds of CPU time (by then it has started and is under load), a timer of CPU time
-has it note, each few milliseconds, which functions are being run: the stack of the main thread, where trio runs. When
-it ends, it writes stacks, CPU time and the calls that were answered meanwhile as JSON to the file in PROFILE_TO.
+records, every few milliseconds, the stack of the main thread, where trio runs. At the end, it writes stacks, CPU time
+and the number of calls answered meanwhile as JSON to the file in PROFILE_TO.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SITE = [str(Path(__file__).resolve().parent.parent) + "/", "site-packages/", "li
 
 
 class Sampler:
-    """Stacks, outermost function first, and how often each was seen."""
+    """Stacks, outermost function first, and their counts."""
 
     def __init__(self):
         self.stacks = Counter()
@@ -65,7 +65,7 @@ class Sampler:
 
 
 def spell(code):
-    """`FILE:FUNCTION`, the file without what stands before its package."""
+    """Return `FILE:FUNCTION`, the file relative to its package's parent."""
     name = code.co_filename
     for place in SITE:
         _before, found, after = name.partition(place)

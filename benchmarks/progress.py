@@ -1,4 +1,4 @@
-"""What is being measured at this moment, on stderr, where a person looks on; nothing where nobody does."""
+"""The current step of the measurement, on stderr if that is a terminal."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def shown(question):
 
 
 def plan(steps):
-    """Say how many steps there will be."""
+    """Set the number of steps."""
     for bar, task, _question in _shown:
         bar.update(task, total=steps)
 
 
 def step(what):
-    """Say what is done now; the step before is done."""
+    """Set the current step; the previous one is done."""
     for bar, task, question in _shown:
         if (before := bar.tasks[0].fields.get("began")) is not None:
             bar.advance(task)

@@ -1,8 +1,8 @@
-"""What a measurement asks, and what it takes for an answer: `make_question(spec)`.
+"""The requests of a measurement and the checks of their answers: `make_question(spec)`.
 
-`check` of a spec says which: "echo" (the text of this very request comes back; `size` pads it), "numbered" (the same
-behind `prefix`, as the echo server's numbered tools answer), "big" (so many bytes of text, `size`), "constant" (the
-bare app), "any" (a result and no error, for tools that nobody here knows; `arguments` are theirs).
+`check` of a spec is one of "echo" (the text of this request comes back; `size` pads it), "numbered" (the same behind
+`prefix`, as the echo server's numbered tools answer), "big" (`size` bytes of text), "constant" (the bare app), "any" (a
+result and no error, for unknown tools, with their `arguments`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from benchmarks.answers import FIRST_ID, TEXT, WrongAnswer, check_constant
 from benchmarks.wire import call_template, template_of
 
-LONG = 4096  # bytes of text from which on the JSON around it is parsed without it: checking must not be the bottleneck
+LONG = 4096  # bytes of text from which the JSON around it is parsed without it: checking must not be the bottleneck
 
 
 class Question:
@@ -35,7 +35,7 @@ class Question:
 
 
 def is_right(body, request_id, text):
-    """Whether this is the answer to this request; with a text, whether that is its only content."""
+    """Return whether this is the answer to this request; with a text, whether that is its only content."""
     if text is not None and len(text) >= LONG:
         spelled = text.encode()
         if body.count(spelled) != 1:
@@ -53,7 +53,7 @@ def is_right(body, request_id, text):
 
 
 def make_question(spec):
-    """For the tool, era, check, size, prefix and arguments of a spec."""
+    """Make the question for the tool, era, check, size, prefix and arguments of a spec."""
     tool, era, check, size = spec["tool"], spec["era"], spec.get("check", "echo"), spec.get("size", 0)
     if check == "any":
         return Question(template_of(tool, spec.get("arguments") or {}, era), 1, None)

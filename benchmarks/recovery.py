@@ -1,11 +1,11 @@
-"""Question: a backend is killed under load: how soon do its callers hear of it, and how soon does it serve again?
+"""Question: a backend is killed under load: how soon do its callers get an error, and how soon does it serve again?
 
 Method: the gateway over HTTP before one stdlib echo backend, with 16 connections that call it without a pause, from a
-process of their own, which notes when each call was sent and answered, and how. The backend is killed with SIGKILL
-again and again, each time when it has served well for a while. For each kill: until the last of the calls that were
-under way has its answer (an error, as a rule), until the first error, and until the first call that was sent after the
-kill is answered well. The last is compared with what the backend needs to start by itself (exec to `initialize`
-answered, on this machine, between the kills). Counted besides: calls that were never answered. Unit: ms.
+process of their own, which records when each call was sent and answered, and how. The backend is killed with SIGKILL
+repeatedly, each time after it has served well for a while. For each kill: the time until the last of the calls in
+flight has its answer (an error, as a rule), until the first error, and until the first call sent after the kill
+succeeds. The last is compared with the backend's own start (exec to `initialize` answered, on this machine, between the
+kills). Calls that were never answered are counted too. Unit: ms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.table import Claim, Figure, Table
 
 MANY = 16
 WELL = 0.6  # seconds between readiness and the next kill; longer than `healthy_after`
-HEALTHY = 0.3  # seconds after which the gateway forgives: else the kills would be quick failures in a row
+HEALTHY = 0.3  # seconds after which the gateway resets the count: otherwise the kills would be quick failures in a row
 EACH = 4.0  # seconds at most for one kill, all in all
 COLUMNS = {
     "heard": "first error",
@@ -61,7 +61,7 @@ def run(options):
 
 
 def kill(gateway):
-    """Kill the backend; when. Returns once the gateway has another."""
+    """Kill the backend; return the time. Returns once the gateway has another."""
     victim = child_of(gateway.pid)
     at = now()
     os.kill(victim, signal.SIGKILL)
@@ -82,7 +82,7 @@ def is_other(gateway, victim):
 
 
 def judge(calls, at):
-    """Seconds from a kill to each of what is asked."""
+    """Return the seconds from a kill to each of the events."""
     after = [call for call in calls if call[1] >= at]
     under_way = [answered - at for sent, answered, _ok in after if sent < at]
     errors = [answered - at for _sent, answered, ok in after if not ok]

@@ -1,14 +1,14 @@
-"""What a gateway is held against: relays on trio with nothing in them but the work itself.
+"""Baselines for a gateway: relays on trio that do only the necessary work.
 
-`python -m benchmarks.relay COMMAND...` runs the command between its pipes and copies bytes. What it adds to a call is
-what nothing in the middle can do without: two more processes wake, and one more trio loop reads and writes twice.
+`python -m benchmarks.relay COMMAND...` runs the command between its pipes and copies bytes. Its cost is the minimum of
+anything in the middle: two more processes wake, and one more trio loop reads and writes twice.
 
 `python -m benchmarks.relay --http COMMAND...` calls the tools of the command for HTTP clients, on a free port of
 127.0.0.1 that it names on stderr, until SIGTERM. It parses the HTTP, reads the envelope and the name, gives each call
 an id of its own, and the reader of the command's answers writes the response; no task a call. There are no sessions, no
 checks, no bounds and no deadlines, so that no gateway in Python with these libraries can be expected to be as fast.
 
-`measure`: the gateway and that relay by turns, over HTTP in both eras with 1 and 16 connections.
+`measure`: the gateway and that relay, alternating, over HTTP in both eras with 1 and 16 connections.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.processes import backend, cpu_seconds, load, serving, serving_ga
 from benchmarks.table import Claim, Figure, Table, differences, ratios
 from benchmarks.wire import LEGACY, encode, initialize_params, make_message
 
-MOST = 65_536  # bytes of one read: what a pipe holds
+MOST = 65_536  # bytes of one read: the capacity of a pipe
 RESPONSE = b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 FORWARDED = b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"%b","arguments":%b}}\n'
 ANSWER = b'{"jsonrpc":"2.0","id":%b,"result":%b}'
@@ -116,7 +116,7 @@ class HttpRelay:
 
 
 class Request:
-    """What httptools calls, for one request at a time."""
+    """Called by httptools, for one request at a time."""
 
     def __init__(self):
         self.clear()

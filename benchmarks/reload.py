@@ -1,12 +1,12 @@
-"""Question: may the config change at any moment, under load, without anybody noticing?
+"""Question: can the config change at any moment, under load, without an effect on other calls?
 
-Method: one gateway over HTTP before four stdlib echoes; clients of both eras, half and half, call them all the time,
-each text being unique. Meanwhile the config is replaced so many times, at random moments (fixed seed): by the file and
-SIGHUP, by the file and `POST /reload`, or by `POST /servers/NAME/restart`. `keep` never changes, `change` changes each
-time, `come` is there every other time, `many` is one to three further servers. Each answer must be the one to its
-request, and the only one; a call to a server that is not there at that moment may get the error that says so. `keep`
-must be the same process at the end, never restarted; and what the gateway holds then is compared with what it held
-after the first few reloads. Exits with status 1 if anything was wrong, whatever the options.
+Method: one gateway over HTTP before four stdlib echoes; clients of both eras, half and half, call them continuously,
+each text being unique. Meanwhile the config is replaced `--reloads` times, at random moments (fixed seed): by the file
+and SIGHUP, by the file and `POST /reload`, or by `POST /servers/NAME/restart`. `keep` never changes, `change` changes
+each time, `come` is there every other time, `many` is one to three further servers. Each answer must be the one to its
+request, and the only one; a call to a server that is absent at that moment may get the error for that. `keep` must be
+the same process at the end, never restarted; and the gateway's resources then are compared with those after the first
+few reloads. Exits with status 1 if anything was wrong, whatever the options.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from benchmarks.processes import backend, config_file, config_of, gateway_comman
 from benchmarks.soak_client import BREAKAGES, WITHIN, Client, Tally
 from benchmarks.table import Claim, Figure, render
 
-WARM = 20  # reloads before the first look: the loop's threads and the allocator have their size then
+WARM = 20  # reloads before the first measurement: the loop's threads and the allocator have their final size then
 LONGEST_PAUSE = 0.05  # seconds between two reloads, at most
-LAST_RELOAD = 30.0  # seconds in which the last one must hold
+LAST_RELOAD = 30.0  # seconds in which the last one must take effect
 GROWTH = 20  # MB of memory that may stay
 DEFAULT_SEED = 20260728
-GONE = -32602  # what a name that nobody has is answered with
+GONE = -32602  # the error code for an unknown name
 MISTAKES = ("misdirected", "lost", "doubled", "unexpected")
 TOKEN = "a-token-for-the-benchmarks"
 
@@ -47,7 +47,7 @@ def run(options):
     warm = min(WARM, reloads // 3)
     tally = Tally()
     with config_file(make_config(0)) as path:
-        # Its own watch off: what is asked for shall be what happens.
+        # Its own watch off: only requested reloads happen.
         command = [*gateway_command(path, "streamable-http"), "--no-watch", "--admin-token", TOKEN]
         with serving(command) as gateway:
             gateway.wait_ready(4)
@@ -65,18 +65,18 @@ def run(options):
         Claim("reloads a second", Figure.of([(reloads - warm) / seconds]), "1/s"),
     ]
     rows = [[name, count] for name, count in sorted(tally.done.items())]
-    data = {"seed": options.seed, "done": tally.done, "wrong": tally.told, "before": before, "after": after}
+    data = {"seed": options.seed, "done": tally.done, "wrong": tally.reported, "before": before, "after": after}
     text = render([f"done, with seed {options.seed}", "times"], rows)
-    return claims, ("\n".join([text, *(["", *tally.told] if tally.told else [])]), data)
+    return claims, ("\n".join([text, *(["", *tally.reported] if tally.reported else [])]), data)
 
 
 def fatal(claims):
-    """Whether any promise was broken; none of them is about speed."""
+    """Return whether any promise was broken; none of them is about speed."""
     return not all(claim.reached for claim in claims)
 
 
 def make_config(number):
-    """The config of one reload; of number 0 all servers are as they stay in the end."""
+    """Return the config of one reload; with number 0 all servers are as they are at the end."""
     commands = {"keep": backend(), "change": backend("echo", "--name", f"change-{number}")}
     if number % 2 == 0:
         commands["come"] = backend()
@@ -88,7 +88,7 @@ def make_config(number):
 
 
 class Changes:
-    """Replaces the config, over and over."""
+    """Replaces the config, repeatedly."""
 
     def __init__(self, gateway, path, random, tally):
         self.gateway, self.path, self.random, self.tally = gateway, path, random, tally
@@ -108,7 +108,7 @@ class Changes:
         fresh.replace(self.path)
 
     async def by_signal(self):
-        """Nobody is told when it is done; the next reload waits for its turn."""
+        """Reload by signal, which reports no end; the next reload waits for its turn."""
         self.write()
         self.gateway.process.send_signal(signal.SIGHUP)
         self.tally.done["reloads by signal"] += 1
@@ -183,13 +183,13 @@ class Caller(Client):
 
     @staticmethod
     def may_be_gone(server, error):
-        """Only some are ever removed, and only with this error."""
+        """Check that only some are ever removed, and only with this error."""
         removed = server == "come" or server in {"many1", "many2"}
         return removed and error["code"] == GONE and "Unknown tool" in error["message"]
 
 
 def traffic(gateway, clients, changes, count, tally):
-    """Have clients call while the config is replaced so many times; the seconds that this took."""
+    """Have clients call during `reloads` replacements of the config; return the seconds that this took."""
     url = f"http://127.0.0.1:{gateway.port}/mcp"
     began = time.monotonic()
 
@@ -210,7 +210,7 @@ def traffic(gateway, clients, changes, count, tally):
 
 
 def rest(gateway, wanted=None):
-    """What the gateway holds once what was replaced has gone; at most what is wanted, if it comes to that."""
+    """Return the gateway's resources once replaced backends have gone; wait until they meet the target, or too long."""
     if wanted is not None:
         return soak.settle(gateway, wanted)[0]
     processes = len(make_config(0)["mcpServers"]) + 1  # and the sentinel

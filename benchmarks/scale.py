@@ -1,12 +1,11 @@
 """Question: does a call, or a list, become slower with the number of backends?
 
 Method: gateways over HTTP before 1, 10, 100 and 300 stdlib echo backends of 20 tools each run at the same time, and in
-each of many short rounds are called one after the other, in an order that is another one each round, always at their
-first backend: one call at a time (p50 of the latency, and the CPU time that the gateway spends on a call), 16
-connections (calls/s). Ratios are over the gateway with 1 backend, within a round. Then the list of all tools: the
-first one that is asked for once all backends are ready, the first after one backend was killed and is back (its
-entries alone are encoded anew), and again unchanged. RSS is the gateway's own, after all that. Units: ratio, ms, MB
-(1,000,000 bytes).
+each of many short rounds are called one after the other, in a different order each round, always at their first
+backend: one call at a time (p50 of the latency, and the CPU time that the gateway spends on a call), 16 connections
+(calls/s). Ratios are over the gateway with 1 backend, within a round. Then the list of all tools: the first one
+requested once all backends are ready, the first after one backend was killed and is back (only its entries are encoded
+again), and again unchanged. RSS is the gateway's own, after all that. Units: ratio, ms, MB (1,000,000 bytes).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def run(options):
 
 
 def rotated(gateways, number):
-    """(size, gateway) of all, each round from another one on: nobody is always behind the one that has just worked."""
+    """Return (size, gateway) of all, rotated each round, so that none always follows the busiest one."""
     pairs = list(gateways.items())
     first = number % len(pairs)
     return pairs[first:] + pairs[:first]
@@ -89,7 +88,7 @@ def time_list(connection, size):
 
 
 def first_lists(gateway, size):
-    """Seconds of the first list that this gateway ever gives; it has not been asked for one before."""
+    """Measure the first list that this gateway ever gives, in seconds."""
     with closing(Connection(gateway.port, "modern")) as connection:
         return time_list(connection, size)
 
@@ -106,7 +105,7 @@ def changed_lists(gateway, size, rounds):
 
 
 def child_of(pid):
-    """One of the backends of a gateway."""
+    """Return one of the backends of a gateway."""
     for one in oracle.pids():
         row = oracle.stat(one)
         if row is not None and row[1] == pid and b"echo_server.py" in oracle.read(one, "cmdline"):
@@ -115,7 +114,7 @@ def child_of(pid):
 
 
 def wait_restarted(gateway, size):
-    """Until the gateway has noticed, and all are ready again."""
+    """Wait until the gateway has noticed, and all are ready again."""
     until, noticed = time.monotonic() + START_WITHIN, False
     while time.monotonic() < until:
         states = [one["state"] for one in gateway.health()["backends"].values()]

@@ -1,4 +1,4 @@
-"""The findings on stdout: tables in colour on a terminal, Markdown elsewhere (to be pasted), or JSON."""
+"""The results on stdout: tables in colour on a terminal, Markdown elsewhere (to be pasted), or JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.table import Table, claims_table, parts
 
 
 def report(question, machine, claims, *, details=None, as_json=False):
-    """Print it all: the machine, the details, the claims."""
+    """Print everything: the machine, the details, the claims."""
     if as_json:
         data = {"question": question, "machine": machine, "claims": [claim.data() for claim in claims]}
         print(json.dumps(data | {"details": details[1] if details else None}, indent=2))

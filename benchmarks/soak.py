@@ -1,11 +1,11 @@
-"""Question: with many clients at once, does every answer reach its own client, once, and does nothing stay behind?
+"""Question: with many concurrent clients, does every answer reach its own client, once, and is nothing left behind?
 
 Method: one gateway over HTTP before a stdio server of which each client gets a process of its own (`session: client`),
-and a shared one. Most clients are legacy sessions with two calls under way, every fifth sends modern requests; from
-random streams with a fixed seed they call, cancel, hang up, resume, are asked (elicitation, sampling) and answer at
-once, late, twice or never, end their sessions or abandon them, and begin anew. Every text is unique. Counted is what
-came to the wrong place, not at all, or twice; and what the gateway holds when all have gone, over what it held after a
-short run before. Exits with status 1 if anything was wrong, whatever the options.
+and a shared one. Most clients are legacy sessions with two calls in flight, every fifth sends modern requests; from
+random streams with a fixed seed they call, cancel, disconnect, resume, get requests (elicitation, sampling) and answer
+immediately, late, twice or never, end their sessions or abandon them, and begin again. Every text is unique. Counted
+are messages that arrived in the wrong place, not at all, or twice; and the gateway's resources when all have gone, over
+those after a short run before. Exits with status 1 if anything was wrong, whatever the options.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from benchmarks.soak_modern import ModernClient
 from benchmarks.table import Claim, Figure, render
 
 IDLE = 2.0  # seconds after which an abandoned session ends
-SETTLE = 75.0  # seconds until all must be gone: servers wait 30 s for an answer, for two of them twice as long
+SETTLE = 75.0  # seconds until all must be gone: servers wait 30 s for an answer, two of them twice as long
 POLL = 0.1
 WARM = 1.0  # seconds of the run before
-MODERN = 5  # every so many-th client
+MODERN = 5  # one client in this many
 GROWTH = 30  # MB of memory that may stay: buffers and fragmentation
 DEFAULT_SEED = 20260728
 
@@ -59,13 +59,13 @@ def run(options):
         Claim("until all was gone", Figure.of([settled]), "s"),
     ]
     rows = [[name, count] for name, count in sorted(tally.done.items())]
-    data = {"seed": options.seed, "done": tally.done, "wrong": tally.told, "before": before, "after": after}
+    data = {"seed": options.seed, "done": tally.done, "wrong": tally.reported, "before": before, "after": after}
     text = render([f"done, with seed {options.seed}", "times"], rows)
-    return claims, ("\n".join([text, *(["", *tally.told] if tally.told else [])]), data)
+    return claims, ("\n".join([text, *(["", *tally.reported] if tally.reported else [])]), data)
 
 
 def fatal(claims):
-    """Whether any promise was broken; none of them is about speed."""
+    """Return whether any promise was broken; none of them is about speed."""
     return not all(claim.reached for claim in claims)
 
 
@@ -82,7 +82,7 @@ def make_config(clients):
 
 
 def traffic(gateway, clients, seconds, *, seed, patient):
-    """Have the clients do what they do; what was done, and what was wrong."""
+    """Run the clients; return their steps and mistakes."""
     tally = Tally(patient=patient)
     url = f"http://127.0.0.1:{gateway.port}/mcp"
 
@@ -101,8 +101,8 @@ def traffic(gateway, clients, seconds, *, seed, patient):
 
 
 def hold(gateway):
-    """What the gateway holds at this moment, as the kernel and its own health report tell it."""
-    descriptors = len(os.listdir(f"/proc/{gateway.pid}/fd"))  # first: the connection that asks is one for a while
+    """The gateway's resources at this moment, as reported by the kernel and its own health."""
+    descriptors = len(os.listdir(f"/proc/{gateway.pid}/fd"))  # first: the connection of this request is one for a while
     health = gateway.health()
     return {
         "processes": len(descendants(gateway.pid)),
@@ -113,13 +113,13 @@ def hold(gateway):
 
 
 def threads(pid):
-    """The names of its threads, without those that trio keeps for a while when they have nothing to do."""
+    """Return the names of its threads, without idle ones that trio keeps for a while."""
     names = [oracle.read(pid, f"task/{task}/comm").decode().strip() for task in os.listdir(f"/proc/{pid}/task")]
     return [name for name in names if not name.startswith("Trio thread ")]
 
 
 def descendants(pid):
-    """All processes that this one, or one of its own, has started, zombies included."""
+    """Return all descendants of this process, zombies included."""
     parents = {one: row[1] for one in oracle.pids() if (row := oracle.stat(one)) is not None}
     found = {pid}
     while more := {one for one, parent in parents.items() if parent in found} - found:
@@ -128,7 +128,7 @@ def descendants(pid):
 
 
 def settle(gateway, wanted):
-    """Wait until the gateway holds no more than this, or too long; what it held last, and the seconds."""
+    """Wait until the gateway is down to these resources, or too long; return the last ones, and the seconds."""
     began = time.monotonic()
     while True:
         held, passed = hold(gateway), time.monotonic() - began

@@ -1,8 +1,8 @@
-"""What all clients of the soak share: each does at random what clients do, and knows exactly what may come back.
+"""The common part of all clients of the soak: each acts at random, and knows exactly which messages may come back.
 
-Whatever a client sends carries a text that is nobody else's, and so must whatever it is answered or asked. A `Tally`
-counts what was done and collects what was wrong. The random choices come from a stream of each client's own, so a
-client does the same with the same seed; when it does it, the machine decides.
+Every message of a client carries a unique text, and so must every answer and request that it gets. A `Tally` counts the
+steps and collects the mistakes. The random choices come from a stream of each client's own, so a client does the same
+with the same seed; the machine decides the timing.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ import trio
 
 from tests.support.wire_http import HttpClient
 
-WITHIN = 25.0  # seconds in which whatever was not cancelled must be answered, with all clients on the same cores
+WITHIN = 25.0  # seconds in which every call must be answered unless cancelled, with all clients on the same cores
 THINK = 0.25  # seconds between two calls of one client, on average
 LONGEST = 1.0  # less than the time after which a session counts as abandoned
 CAN = {"elicitation": {"form": {}}, "sampling": {}}
-MAX_TOLD = 200  # wrong things that are told in full
+MAX_REPORTED = 200  # mistakes that are reported in full
 MISTAKES = ("misdirected", "lost", "doubled", "misasked", "unexpected")
 
 BREAKAGES = (trio.TooSlowError, OSError, trio.BrokenResourceError, h11.ProtocolError, AssertionError, EOFError)
-ODDITIES = (LookupError, TypeError, ValueError, AttributeError)  # an answer that has not the form that it must have
+ODDITIES = (LookupError, TypeError, ValueError, AttributeError)  # an answer of invalid form
 
 
 class Tally:
-    """What was done, and what was wrong with it."""
+    """The steps taken, and the mistakes found."""
 
     def __init__(self, *, patient=False):
-        self.patient = patient  # whether anybody may leave a backend waiting until it gives up: half a minute
+        self.patient = patient  # whether a client may leave a backend waiting until its timeout: half a minute
         self.done = Counter()
         self.mistakes = Counter()
-        self.told = []
-        self.forgotten = 0  # parked calls whose clients never come back; a gateway keeps only so many
+        self.reported = []
+        self.forgotten = 0  # suspended calls whose clients never come back; a gateway keeps a limited number
 
     def fail(self, mistake, text):
         self.mistakes[mistake] += 1
-        if len(self.told) < MAX_TOLD:
-            self.told.append(f"{mistake}: {text}")
+        if len(self.reported) < MAX_REPORTED:
+            self.reported.append(f"{mistake}: {text}")
 
 
 class Asked:
-    """What a client will do about one request that it has made a backend send to it."""
+    """A client's plan for one request that it has made a backend send to it."""
 
     def __init__(self, nonce, method, how):
         self.nonce, self.method, self.how = nonce, method, how
@@ -67,7 +67,7 @@ class Asked:
 
 
 def nonce_of(request):
-    """The text by which a client knows a request of a backend as its own."""
+    """Return the text by which a client recognizes a request of a backend as its own."""
     params = request["params"]
     return params["message"] if "message" in params else params["messages"][0]["content"]["text"]
 
@@ -77,7 +77,7 @@ def text_of(answer):
 
 
 async def receive(exchange, take):
-    """Hand every message of a response to `take(message, event id)`, to its end."""
+    """Pass every message of a response to `take(message, event id)`, to its end."""
     if exchange.headers.get("content-type", "").startswith("text/event-stream"):
         async with aclosing(exchange.events()) as events:
             async for event in events:
@@ -87,7 +87,7 @@ async def receive(exchange, take):
 
 
 class Client:
-    """What both eras share: texts, steps and the judging of answers."""
+    """The common part of both eras: texts, steps and the checks of answers."""
 
     def __init__(self, name, url, seed, tally):
         self.name, self.tally = name, tally
@@ -103,7 +103,7 @@ class Client:
         self.tally.fail(mistake, f"{self.name}: {text}")
 
     async def step(self, steps, random):
-        """One of the steps, chosen by its weight."""
+        """Take one of the steps, chosen by its weight."""
         (step,) = random.choices(list(steps), list(steps.values()))
         name = step.__name__.removeprefix("step_")
         try:
@@ -120,7 +120,7 @@ class Client:
         await trio.sleep(min(random.expovariate(1 / THINK), LONGEST))
 
     def judge(self, answer, wanted, what):
-        """Whether the answer to `what` holds the text that it was called with."""
+        """Check that the answer to `what` holds the text that it was called with."""
         if answer is None:
             self.fail("lost", f"{what}: the stream ended without an answer")
         elif "result" not in answer:
@@ -137,7 +137,7 @@ class Client:
             self.fail("misdirected", f"{what}: the backend got {answer['result']}")
 
     def make_asks(self, random, how):
-        """One or two requests that a backend will be told to send: key -> Asked."""
+        """Return one or two requests that a backend will be asked to send: key -> Asked."""
         methods = ("elicitation/create", "sampling/createMessage")
         count = random.choice((1, 1, 1, 2))
         return {f"key-{i}": Asked(self.nonce(), random.choice(methods), how) for i in range(count)}

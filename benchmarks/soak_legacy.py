@@ -1,7 +1,8 @@
-"""Legacy clients of the soak: sessions with two calls under way, ended, or abandoned, and begun anew.
+"""Legacy clients of the soak: sessions with two calls in flight, ended or abandoned, and opened again.
 
-What a backend asks may come on any stream of the session, and is answered at once, late, twice or never; a call that is
-not answered is cancelled, and nothing may come after that. A hang-up is no cancel: some fetch their answer later.
+A server request may arrive on any stream of the session, and is answered immediately, late, twice or never; an
+unanswered call is cancelled, and nothing may arrive after that. A disconnect is not a cancellation: some clients fetch
+their answer later.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tests.support.wire import make_notification, make_request
 
 
 class Reading:
-    """One stream of a legacy client, and what came on it."""
+    """One stream of a legacy client, and its messages."""
 
     def __init__(self, client, request_id, token=None):
         self.client, self.request_id, self.token = client, request_id, token
@@ -46,7 +47,7 @@ class Reading:
 
 
 class LegacyClient(Client):
-    """Lives one session after the other: two tasks call, what backends ask is answered by further ones."""
+    """Runs one session after the other: two tasks call, further ones answer server requests."""
 
     era = "legacy"
 
@@ -71,7 +72,7 @@ class LegacyClient(Client):
                 standing.cancel()
         await self.step({self.step_count: 1}, self.random)
         last = {self.step_delete: 2, self.step_delete_under_way: 2, self.step_abandon: 1}
-        if self.open_asks and not self.tally.patient:  # a session with a call under way is not idle
+        if self.open_asks and not self.tally.patient:  # a session with a call in flight is not idle
             del last[self.step_abandon]
         await self.step(last, self.random)
 
@@ -99,7 +100,7 @@ class LegacyClient(Client):
     # -- the wire ------------------------------------------------------------------------------------------------------
 
     def make_call(self, tool, arguments, **meta):
-        """A call's message, counted as sent."""
+        """Return a call's message, counted as sent."""
         self.http.last_id += 1
         self.sent[tool] += 1
         params = {"name": tool, "arguments": arguments} | ({"_meta": meta} if meta else {})
@@ -117,7 +118,7 @@ class LegacyClient(Client):
         assert response.status == 202, response
 
     def asked(self, message):
-        """Take in what a backend asks, on whichever stream of the session it came."""
+        """Handle a server request, on whichever stream of the session it arrived."""
         asked = self.open_asks.pop(nonce_of(message), None)
         if asked is None or message["method"] != asked.method:
             self.fail("misasked", f"{message} is not its own, or came twice")
@@ -139,7 +140,7 @@ class LegacyClient(Client):
                 self.fail("unexpected", f"the answer {asked.nonce} got {response}")
 
     async def stand(self, *, task_status):
-        """The session's own stream, on which no answer must ever come."""
+        """Read the session's own stream, on which no answer may ever arrive."""
         reading = Reading(self, None)
         with trio.CancelScope() as scope:
             async with self.http.open_get_stream() as exchange:
@@ -204,21 +205,21 @@ class LegacyClient(Client):
             self.fail("unexpected", f"after its cancel came {reading.answer}")
 
     async def step_hang_up(self, random):
-        """Go away from a call, which is no cancel: its answer waits and is never fetched."""
+        """Disconnect from a call, which does not cancel it: its answer waits and is never fetched."""
         tool = random.choice(("own.sleep", "shared.sleep"))
         async with self.http.stream(self.make_call(tool, {"seconds": 0.5, "text": "nobody's"})):
             await trio.sleep(random.uniform(0, 0.2))
 
     async def step_hang_up_asked(self, random):
-        """Go away while being asked, for good."""
+        """Disconnect during a server request, for good."""
         asked = self.make_asks(random, "never")
         async with self.http.stream(self.make_call("own.ask", self.expect(asked))):
             await trio.sleep(random.uniform(0, 0.2))
         for one in asked.values():
-            self.open_asks[one.nonce] = one  # it may still come, on another stream
+            self.open_asks[one.nonce] = one  # it may still arrive, on another stream
 
     async def step_resume(self, random):
-        """Hang up and fetch the answer on another connection."""
+        """Disconnect and fetch the answer on another connection."""
         nonce, tool = self.nonce(), random.choice(("own.sleep", "shared.sleep"))
         message = self.make_call(tool, {"seconds": random.uniform(0.4, 1), "text": nonce})
         reading = Reading(self, message["id"])
@@ -234,7 +235,7 @@ class LegacyClient(Client):
         self.judge(reading.answer, nonce, f"{tool}, resumed")
 
     async def step_count(self, _random):
-        """Whether the backend has run anything more often than it was told to."""
+        """Check that the backend has run nothing more often than it was called."""
         counts = (await self.call("own.count", {})).answer["result"]["structuredContent"]
         for tool, count in counts.items():
             if count > self.sent[f"own.{tool}"]:
@@ -246,7 +247,7 @@ class LegacyClient(Client):
         assert response.status == 404, response
 
     async def step_delete_under_way(self, random):
-        """End the session while a call is under way, which must end too."""
+        """End the session while a call is in flight, which must end too."""
         self.expect(asked := self.make_asks(random, "never"))
         requests = {key: one.request for key, one in asked.items()}
         tool, arguments = random.choice((("own.ask", {"requests": requests}), ("shared.sleep", {"seconds": 20})))
@@ -259,4 +260,4 @@ class LegacyClient(Client):
             self.fail("unexpected", f"after the session's end came {reading.answer}")
 
     async def step_abandon(self, _random):
-        """Never come back."""
+        """Abandon the session."""

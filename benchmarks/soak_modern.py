@@ -1,7 +1,7 @@
-"""Modern clients of the soak: requests without a session, where a hang-up is a cancel.
+"""Modern clients of the soak: requests without a session, where a disconnect is a cancellation.
 
-What a backend asks comes as the result of a call that is parked; the retry brings the answer, some come twice with the
-same state, and some never.
+A server request arrives as the result of a suspended call; the retry brings the answer, some come twice with the same
+state, and some never.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.support.wire import modern_params
 
 
 class ModernClient(Client):
-    """Requests without a session; what backends ask comes as the end of a request, and the retry brings the answer."""
+    """Requests without a session; a server request ends the client's request, and the retry brings the answer."""
 
     era = "modern"
     max_forgotten = 8
@@ -34,7 +34,7 @@ class ModernClient(Client):
             await self.think(self.random)
 
     async def request(self, tool, arguments, **further):
-        """The one response of the request."""
+        """Return the one response of the request."""
         params = {"name": tool, "arguments": arguments, **further}
         params = modern_params(params, capabilities=CAN)
         message, headers = self.http.modern_request("tools/call", params)
@@ -57,7 +57,7 @@ class ModernClient(Client):
         self.judge(await self.request("shared.sleep", arguments), arguments["text"], "shared.sleep")
 
     async def step_hang_up(self, random):
-        """Which is a cancel."""
+        """Disconnect, which is a cancellation."""
         tool = random.choices(("shared.sleep", "own.sleep"), (9, 1))[0]
         params = {"name": tool, "arguments": {"seconds": 20}}
         with trio.move_on_after(random.uniform(0.05, 0.8)):
@@ -66,7 +66,7 @@ class ModernClient(Client):
                 self.fail("unexpected", f"{message.data} for a call that sleeps")
 
     async def ask(self, asked):
-        """Have the call parked: its arguments and `requestState`, and the answers that it needs."""
+        """Have the call suspended; return its arguments and `requestState`, and the answers that it needs."""
         arguments = {"requests": {key: one.request for key, one in asked.items()}}
         result = (await self.request("own.ask", arguments))["result"]
         mine = {one.nonce: one for one in asked.values()}
@@ -84,7 +84,7 @@ class ModernClient(Client):
         arguments, state, answers, missing = await self.ask(asked)
         await trio.sleep(random.choice((0, 0.2, 1)))
         answer = await self.request("own.ask", arguments, requestState=state, inputResponses=answers)
-        if missing and answer["result"].get("resultType") == "input_required":  # asked for one by one
+        if missing and answer["result"].get("resultType") == "input_required":  # requested one by one
             result = answer["result"]
             answers = {key: missing.pop(nonce_of(one)).answer for key, one in result["inputRequests"].items()}
             further = {"requestState": result["requestState"], "inputResponses": answers}
@@ -96,7 +96,7 @@ class ModernClient(Client):
                 self.fail("doubled", f"a call that was resumed before: {again}")
 
     async def step_forget(self, random):
-        """Never come back with the answer."""
+        """Never return with the answer."""
         if self.tally.patient and self.tally.forgotten < self.max_forgotten:
             self.tally.forgotten += 1
             await self.ask(self.make_asks(random, "never"))

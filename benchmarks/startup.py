@@ -1,13 +1,13 @@
-"""Question: how soon can one work with the gateway?
+"""Question: how soon is the gateway usable?
 
-Method, first: the gateway is started in stdio mode before one echo backend and `initialize` is written at once; time
-from exec to the answer, next to a Python that does nothing and to the backend itself. Second: 100 echo backends that
-start at once; time from exec of the gateway until `GET /health` (polled every 20 ms) calls all ready, over time from
-exec of `direct.py` until a trio program with as many tasks has started and initialized the same 100 (and, told
-besides, listed their tools). Third: `connect` before one echo backend
-whose tools are known: time from exec of the relay to the answered `initialize`, with the gateway running and with none,
-over a Python that does nothing; and the p50 of a call through it over one through `socat - UNIX-CONNECT:` to the same
-socket, if socat is installed. Rounds are interleaved. Unit: seconds.
+Method, first: the gateway is started in stdio mode before one echo backend and `initialize` is written immediately;
+time from exec to the answer, next to a Python that does nothing and to the backend itself. Second: 100 echo backends
+that start together; time from exec of the gateway until `GET /health` (polled every 20 ms) reports all ready, over time
+from exec of `direct.py` until a trio program with as many tasks has started and initialized the same 100 (and, as a
+second figure, listed their tools). Third: `connect` before one echo backend with a known catalog: time from exec of the
+relay to the answered `initialize`, with the gateway running and with none, over a Python that does nothing; and the p50
+of a call through it over one through `socat - UNIX-CONNECT:` to the same socket, if socat is installed. Rounds are
+interleaved. Unit: seconds.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Relays:
     def time_cold(self):
         took = time_initialize([*self.command, "0"], env=self.env)
         deadline = time.monotonic() + 30
-        while any(self.state.glob("control-*.sock")):  # until the gateway has gone, and its children
+        while any(self.state.glob("control-*.sock")):  # until the gateway has exited, and its children
             if time.monotonic() > deadline:
                 raise WrongAnswer("the gateway of connect did not stop")
             time.sleep(0.02)
@@ -112,7 +112,7 @@ class Relays:
             keeper.close()
 
     def measure_calls(self, rounds, count):
-        """The memory of a relay in MiB, and the p50 of each turn by the program in the middle."""
+        """Return the memory of a relay in MiB, and the p50 of each turn by the program in the middle."""
         by_relay = self.open([*self.command, "0"])
         ways = {"call through connect": by_relay}
         try:
@@ -183,7 +183,7 @@ def time_initialize(command, env=None):
 
 
 def time_direct(count, *args):
-    """From exec to the line that it prints when all are there."""
+    """Measure from exec to the line that it prints when all are ready."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.direct", str(count), *args]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:

@@ -1,4 +1,4 @@
-"""Medians, spreads, ratios, and the tables that hold them; `show` prints them, `page` puts them into a report."""
+"""Medians, spreads, ratios, and their tables; `show` prints them, `page` puts them into a report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of some rounds, and how far the rounds lie apart."""
+    """The median of some rounds, and their range."""
 
     value: float
     low: float
@@ -24,18 +24,18 @@ class Figure:
 
 
 def ratios(above, below):
-    """Round by round, so that what slowed a whole round down does not count."""
+    """Return the ratios round by round, so that a slow round as a whole does not count."""
     return Figure.of([a / b for a, b in zip(above, below, strict=True)])
 
 
 def differences(whole, part):
-    """Round by round."""
+    """Return the differences round by round."""
     return Figure.of([a - b for a, b in zip(whole, part, strict=True)])
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One figure, and what it must reach: at least (`least`) or at most (`most`); neither: only told."""
+    """One figure, and its target: at least (`least`) or at most (`most`); without either it is only reported."""
 
     what: str
     figure: Figure
@@ -64,7 +64,7 @@ class Claim:
 
 
 def render(header, rows):
-    """A Markdown table whose columns are also straight on a terminal."""
+    """Return a Markdown table whose columns are also aligned on a terminal."""
     rows = [header, *rows]
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(header))]
     lines = [
@@ -95,7 +95,7 @@ def claims_table(claims):
 
 
 def parts(shown):
-    """What a module shows, in pieces: texts, tables, plots. A text may hold Markdown tables."""
+    """The output of a module, in pieces: texts, tables, plots. A text may hold Markdown tables."""
     if not isinstance(shown, str):
         return [piece for one in shown for piece in (parts(one) if isinstance(one, str) else [one])]
     pieces = []

@@ -1,8 +1,8 @@
-"""Every face before every backend transport, by turns: calls a second with one call and with 16 under way.
+"""Every frontend with every backend transport, alternating: calls a second with one call and with 16 in flight.
 
-Faces: streamable HTTP in both eras, the SSE transport, stdio. Backends: the stdlib echo on pipes; on HTTP the tests'
-own small servers (trio and h11), streamable in the modern era, and of the SSE transport; and one on the SDK, on pipes.
-Direct is the same client at the backend itself. Figures say what a bridge from here to there brings on this machine.
+Frontends: streamable HTTP in both eras, the SSE transport, stdio. Backends: the stdlib echo on pipes; on HTTP the
+tests' own small servers (trio and h11), streamable in the modern era, and of the SSE transport; and one on the SDK, on
+pipes. Direct is the same client at the backend itself. Figures show the cost of each bridge on this machine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def measure(rounds, seconds, *, quick):
     results = {}
     with ExitStack() as stack:
         modern = stack.enter_context(serving_peer("--server", "modern"))
-        # One for each client: that peer knows one stream, and who comes last has it.
+        # One for each client: that peer has one stream, and the latest client has it.
         sse = [stack.enter_context(serving_peer("--server", "sse")) for _ in range(3)]
         servers = make_servers(modern.port, sse[0].port)
         gateway = stack.enter_context(serving_config({"mcpServers": servers}, "streamable-http,sse"))
@@ -64,7 +64,7 @@ def measure(rounds, seconds, *, quick):
         {"frontend": key[0], "backend": key[1], "under_way": key[2], "rounds": found} for key, found in results.items()
     ]
     header = ["frontend", "backend", "under way", "calls/s", "p50 ms"]
-    return [], [Table(header, rows, "Faces and backend transports")], data
+    return [], [Table(header, rows, "Frontends and backend transports")], data
 
 
 def make_servers(http_port, sse_port):

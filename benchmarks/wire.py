@@ -44,12 +44,12 @@ def initialize_params():
 
 
 def call_template(tool, era, text=TEXT):
-    """The body of an echo call with two places for its id: `call_template(...) % (id, id)`."""
+    """Return the body of an echo call with two places for its id: `call_template(...) % (id, id)`."""
     return template_of(tool, {"text": "@text@"}, era).replace(b"@text@", text.encode())
 
 
 def template_of(tool, arguments, era):
-    """The body of a call with one place for its id."""
+    """Return the body of a call with one place for its id."""
     message = make_message("tools/call", {"name": tool, "arguments": arguments}, era, "@id@")
     return encode(message).replace(b"%", b"%%").replace(b'"@id@"', b"%d")
 
@@ -67,7 +67,7 @@ class Response:
         return int(self.head[9:12])
 
     def message(self):
-        """The JSON-RPC response in the body: the body itself, or the last event of a stream."""
+        """Return the JSON-RPC response in the body: the body itself, or the last event of a stream."""
         if not STREAM.search(self.head):
             return self.body
         blocks = [b for b in self.body.replace(b"\r\n", b"\n").split(b"\n\n") if b"data:" in b]
@@ -77,7 +77,7 @@ class Response:
 
 
 def parse_response(buffer):
-    """The response that the buffer begins with; None as long as it is not whole."""
+    """Return the response at the start of the buffer; None while it is incomplete."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -117,7 +117,7 @@ class Connection:
 
     @classmethod
     def at(cls, url, era, headers=()):
-        """A connection to any address."""
+        """Open a connection to any address."""
         parts = urlsplit(url)
         tls = parts.scheme == "https"
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -134,7 +134,7 @@ class Connection:
         self.socket.close()
 
     def receive(self, size=1 << 18):
-        """What has arrived, also what TLS holds back; b"" after a hang-up."""
+        """Return received bytes, also those that TLS holds back; b"" after a disconnect."""
         data = self.socket.recv(size)
         while self.tls and (held := self.socket.pending()):
             data += self.socket.recv(held)
@@ -169,7 +169,7 @@ class Connection:
         return response
 
     def open(self):
-        """The legacy handshake, at the version that the server answers with; nothing in the modern era."""
+        """Do the legacy handshake, at the version that the server answers with; nothing in the modern era."""
         if self.era == "modern":
             return
         response = self.post(make_message("initialize", initialize_params(), self.era, 0))

@@ -1,5 +1,5 @@
-"""Other gateways doing the same work, one module each; `roster` has them all, `compare` asks the question.
+"""Other gateways doing the same work, one module each; `roster` lists them all, `compare` measures them.
 
-A peer is described by data (`peer.Peer`): what is installed, how it is started before one stdio backend, and which
-transports and eras it speaks. What is peculiar about it stands in its module's docstring.
+A peer is described by data (`peer.Peer`): its packages, its start before one stdio backend, and its transports and
+eras. Its module's docstring describes its peculiarities.
 """

@@ -1,14 +1,14 @@
-"""Question: how does this gateway compare with what one would pick instead?
+"""Question: how does this gateway compare with its alternatives?
 
-Method: every gateway runs before a stdio backend of its own, the same program for all: the stdlib echo, which shows
-what the gateway itself costs, and a server on the SDK, which is what users have. In each round each is called in turn
-over 16 connections, in every way that it speaks (sessions over streamable HTTP, the stateless 2026-07-28, SSE), and
-this gateway in all three. Every answer is checked against its request: a gateway that answers wrongly is shown as
-wrong, one that does not start with its error. Bounds: the backend driven directly over its pipes with 16 calls under
-way, and a bare app on stock Hypercorn. Ratios are this gateway's calls a second over the peer's, in the same way to
-speak, within a round; told are median and range. Peers are installed from the package registries into .cache, pinned.
+Method: every gateway runs before a stdio backend of its own, the same program for all: the stdlib echo, which shows the
+cost of the gateway itself, and a server on the SDK, as users have. Each round calls every gateway in turn with 16
+connections, over every transport that it has (sessions over streamable HTTP, the stateless 2026-07-28, SSE), and this
+gateway over all three. Every answer is checked against its request: a gateway that answers wrongly is shown as wrong,
+one that does not start with its error. Bounds: the backend driven directly over its pipes with 16 calls in flight, and
+a bare app on stock Hypercorn. Ratios are this gateway's calls a second over the peer's, over the same transport, within
+a round; median and range are reported. Peers are installed from the package registries into .cache, pinned.
 
-With `--lifetimes`: which of five children are alive 8 s after the gateway before them was ended; see `lives`.
+With `--lifetimes`: the number of five children that are alive 8 s after the end of their gateway; see `lives`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.table import Claim, Figure, ratios, render
 
 MANY = 16  # connections, or calls under way
 BACKENDS = {"echo": "stdlib echo", "sdk": "SDK server"}
-PATIENCE = 20.0  # seconds for those that answer nobody in the measured time
+PATIENCE = 20.0  # seconds for those that answer no call in the measured time
 BARE, DIRECT = "bare app on Hypercorn", "backend directly, over its pipes"
 
 
@@ -37,7 +37,7 @@ def add_arguments(parser):
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="peers whose name contains it")
     parser.add_argument("--rounds", type=int, help="rounds (3; quick: 1)")
     parser.add_argument("--seconds", type=float, help="measured seconds of each step (2; quick: 0.5)")
-    parser.add_argument("--backend", choices=["echo", "sdk", "both"], default="both", help="what stands behind them")
+    parser.add_argument("--backend", choices=["echo", "sdk", "both"], default="both", help="the program behind them")
     parser.add_argument("--lifetimes", action="store_true", help="not their speed: the children that outlive them")
 
 
@@ -51,7 +51,7 @@ def run(options):
 
 
 def measure(peers, kind, options):
-    """(who, way to speak) -> a result a round; or a text that says what was wrong."""
+    """(who, transport) -> a result a round; or a text that names the problem."""
     rounds = options.rounds or (1 if options.quick else 3)
     seconds = options.seconds or (0.5 if options.quick else 2.0)
     mark = f"peers-{secrets.token_hex(8)}"
@@ -73,7 +73,7 @@ def measure(peers, kind, options):
 
 
 def start(stack, peer, mark, kind, steps, results):
-    """Add the steps of a peer that works; of one that does not, what is wrong with it."""
+    """Add the steps of a peer that works; for one that does not, its problem."""
     progress.step(f"{BACKENDS[kind]}: starting {peer.name}")
     try:
         started = stack.enter_context(running(peer, marked_backend(kind, mark), mark))
@@ -103,12 +103,12 @@ def measure_step(step, spec, seconds, results):
 
 
 def verdict(error):
-    """What the table says of a peer that gave no figure."""
+    """Return the table's text for a peer without a figure."""
     return f"no answer in {PATIENCE:.0f} s" if NONE_IN_TIME in error else f"wrong: {error}"
 
 
 def marked_backend(kind, mark):
-    """The backend's command with a mark that changes nothing: -X takes any name."""
+    """Return the backend's command with a mark that changes nothing: -X takes any name."""
     python, *rest = backend(kind)
     return [python, "-X", f"mark={mark}", *rest]
 
@@ -117,7 +117,7 @@ def marked_backend(kind, mark):
 
 
 def over(found, peer, frontend):
-    """This gateway's calls a second over the peer's, or None where one of them has none."""
+    """Return this gateway's calls a second over the peer's, or None if one of them has none."""
     own, theirs = found.get((OWN.name, frontend)), found.get((peer.name, frontend))
     if not isinstance(own, list) or not isinstance(theirs, list):
         return None
@@ -125,7 +125,7 @@ def over(found, peer, frontend):
 
 
 def make_claims(peers, found):
-    """The demands hold for the stdlib echo and the first way that a peer speaks."""
+    """Return the claims; the targets are for the stdlib echo and the first transport of a peer."""
     claims = []
     for kind, results in found.items():
         for peer in peers:
@@ -167,6 +167,6 @@ def make_row(results, who, frontend, measured):
 
 
 def one_cell(text, most=160):
-    """A text that fits a cell of a Markdown table."""
+    """Return a text that fits a cell of a Markdown table."""
     text = " ".join(text.split()).replace("|", "/")
     return text if len(text) <= most else text[: most - 3] + "..."

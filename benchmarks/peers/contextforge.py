@@ -1,7 +1,7 @@
-"""`mcp-contextforge-gateway` (PyPI): here its bridge alone, `mcpgateway.translate`.
+"""`mcp-contextforge-gateway` (PyPI): only its bridge, `mcpgateway.translate`.
 
-The whole gateway reaches no stdio server by itself: it wants this bridge before each, and adds a database, a login and
-a second hop on top; so this is the least that a call costs there.
+The whole gateway reaches no stdio server by itself: it needs this bridge before each, and adds a database, a login and
+a second hop on top; so this is the minimum cost of a call there.
 """
 
 from __future__ import annotations

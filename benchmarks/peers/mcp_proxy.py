@@ -1,4 +1,4 @@
-"""`mcp-proxy` (PyPI): on the Python SDK 1.x, one backend session for everybody; uvicorn."""
+"""`mcp-proxy` (PyPI): on the Python SDK 1.x, one backend session for all clients; uvicorn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a peer is: pins to install, a command line to start, faces to call; all of it data that can be looked at."""
+"""The description of a peer: pins to install, a command line to start, frontends to call; all of it data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.interop.cached import InstallError, node_modules, python_venv
 
 LEGACY_HTTP, MODERN_HTTP, SSE = ("http", "legacy"), ("http", "modern"), ("sse", "legacy")
 SPELLED = {LEGACY_HTTP: "HTTP, sessions", MODERN_HTTP: "HTTP, 2026-07-28", SSE: "SSE"}
-"""The ways to speak to a gateway: what the load generator calls a kind, and an era."""
+"""The transports of a gateway: the load generator's kind, and an era."""
 COMMAND = "{*command}"
 """In a command line: the backend's, word for word."""
 
@@ -25,8 +25,8 @@ class Peer:
 
     `argv` may use {python} (of its venv), {bin} (the folder of that), {node}, {modules}, {port}, {folder} (empty, its
     own), {config} (a file in the format of MCP clients, the backend's name is `echo`), {command} (the backend's as one
-    string) and the word COMMAND. `faces`: way to speak -> path. `least`: calls/s of this gateway over those of the
-    peer that are wanted. `prepare(site)` is called once it listens.
+    string) and the word COMMAND. `faces`: transport -> path. `least`: the target for calls/s of this gateway over those
+    of the peer. `prepare(site)` is called once it listens.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Peer:
 
     @property
     def folder(self):
-        """Where it is installed, below .cache; variants of one peer share it."""
+        """The folder of its installation, below .cache; variants of one peer share it."""
         return f"peers/{self.runtime}-{self.pins[0].replace('==', '@').rpartition('@')[0].replace('/', '-')}"
 
     def install(self):
-        """What its command line may name; installs it if it is not there yet. Raises Failed."""
+        """Return the names that its command line may use; install it first if necessary. Raises Failed."""
         try:
             if self.runtime == "python":
                 python = python_venv(self.folder, *self.pins)
@@ -64,7 +64,7 @@ class Peer:
         return {"python": sys.executable, "bin": str(Path(sys.executable).parent)}
 
     def command(self, installed, backend, port, folder):
-        """The words to start it with; writes the config that they may name."""
+        """Return its command line; write the config that it may name."""
         config = Path(folder, "config.json")
         servers = {"echo": {"command": backend[0], "args": backend[1:]}}
         config.write_text(json.dumps({"mcpServers": servers}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Everybody, in the order of the tables."""
+"""All peers, in the order of the tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EVERYBODY = [OWN, *RIVALS]
 
 
 def choose(names):
-    """This gateway, and the rivals whose names contain one of these words; without words all of them."""
+    """Return this gateway, and the rivals whose names contain one of these words, or all without words."""
     chosen = [peer for peer in RIVALS if not names or any(name.lower() in peer.name.lower() for name in names)]
     if not chosen:
         raise SystemExit(f"no peer is called {' or '.join(names)}; there are: {', '.join(p.name for p in RIVALS)}")

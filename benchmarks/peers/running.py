@@ -1,4 +1,4 @@
-"""A peer that runs before one backend: started, called once to see that it works, and ended with all that it left."""
+"""A peer that runs before one backend: started, called once as a check, and ended with all its processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.answers import WrongAnswer
 from benchmarks.processes import ROOT, Failed
 
 LISTEN_WITHIN = 60.0  # seconds from its start
-WORK_WITHIN = 20.0  # seconds from then until it answers a call rightly: some listen before their backend is there
+WORK_WITHIN = 20.0  # seconds from then until it answers a call rightly: some listen before their backend is ready
 END_WITHIN = 8.0
 POLL = 0.05
 
@@ -25,7 +25,7 @@ class Running:
     """The process, its log and its address."""
 
     def __init__(self, peer, backend, mark, folder):
-        """`backend` is its command, with `mark` in it, by which what is left is found at the end."""
+        """Start it. `backend` is its command, with `mark` in it, by which its remains are found at the end."""
         self.peer, self.mark = peer, mark
         self.port = free_port()
         command = peer.command(peer.install(), backend, self.port, folder)
@@ -62,7 +62,7 @@ class Running:
         raise Failed(f"does not listen after {LISTEN_WITHIN:.0f} s: {last_lines(self.log())}")
 
     def wait_working(self, frontend):
-        """Until one connection gets right answers; else the last error, as it came."""
+        """Wait until one connection gets right answers; otherwise raise the last error unchanged."""
         until, seconds = time.monotonic() + WORK_WITHIN, 0.1
         while True:
             try:
@@ -76,7 +76,7 @@ class Running:
                 return
 
     def end(self):
-        """SIGTERM, then SIGKILL, to the process; then whoever carries its mark."""
+        """End the process with SIGTERM, then SIGKILL; then all processes with its mark."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.process.poll() is None:
                 self.process.send_signal(number)
@@ -87,7 +87,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(peer, backend, mark):
-    """Within a subreaper: what a peer leaves behind comes to us, and is ended."""
+    """Run in a subreaper: the remains of a peer are inherited, and ended."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         started = Running(peer, backend, mark, folder)
         try:

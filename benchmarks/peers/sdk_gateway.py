@@ -1,4 +1,4 @@
-"""A gateway put together from the SDK's own server and client, as one would do it in an afternoon.
+"""A gateway built from the SDK's own server and client, as in an afternoon's work.
 
 `python -m benchmarks.peers.sdk_gateway PORT COMMAND...`: one session with the backend, whose tools are passed on as the
 SDK's models; served as the SDK serves, by uvicorn on asyncio, both eras on one endpoint.

@@ -1,7 +1,7 @@
 """`supergateway` (npm): passes the messages of one stdio server on, in three ways.
 
 Over streamable HTTP a session has a backend process of its own (`--stateful`), or each request has (its default); over
-SSE all clients share one. Only the first and the last are asked for their speed: the other one starts a process a call.
+SSE all clients share one. Only the first and the last are measured: the other one starts a process a call.
 """
 
 from __future__ import annotations
