@@ -42,10 +42,8 @@ class Budget:
         else:
             self._shares.pop(share, None)
         self.is_exceeded = self.used > self.most
-        if change > 0 and self.is_exceeded:
-            self._close_largest()
-
-    def _close_largest(self) -> None:
+        if change <= 0 or not self.is_exceeded:
+            return
         shares = [share for share in reversed(self._shares) if not share.is_closed]
         shares.sort(key=attrgetter("size"))  # of two of the same size, close the one that has waited longer
         kept = sum(share.size for share in shares)

@@ -222,8 +222,15 @@ class BufferedWriter:
             data = b"".join(self._parts)
             self._parts.clear()
             self._sending = True
+            rest = memoryview(data)
             try:
-                await self._write(data)
+                while rest:
+                    with contextlib.suppress(BlockingIOError):
+                        written = os.write(self._stream.fileno(), rest)
+                        self.written += written
+                        rest = rest[written:]
+                    if rest:
+                        await trio.lowlevel.wait_writable(self._stream.fileno())
             except (OSError, trio.ClosedResourceError):
                 self.broken = True
             finally:
@@ -234,14 +241,3 @@ class BufferedWriter:
                 self._writable.unpark_all()
         self._writable.unpark_all()
         await trio.lowlevel.checkpoint()
-
-    async def _write(self, data: bytes) -> None:  # noqa: ASYNC910 - what the pipe takes at once needs no turn of the loop
-        rest = memoryview(data)
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                written = os.write(self._stream.fileno(), rest)
-                self.written += written
-                rest = rest[written:]
-            if not rest:
-                return
-            await trio.lowlevel.wait_writable(self._stream.fileno())

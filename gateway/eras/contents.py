@@ -72,18 +72,12 @@ def without_odd_structure(members: Members) -> None:
     except ValueError:
         return
     value = _value(span)
-    if not any(_says(block, value) for block in content):
+    # Servers should serialise it in a text block; a string may be there verbatim.
+    texts = [blocks.read_string(blocks.read(block) or {}, "text") for block in content]
+    if not any(text and (text == value or _value(text.encode(errors="replace")) == value) for text in texts):
         text = jsonrpc.one_line(span).decode(errors="replace").strip()
         content.append(jsonrpc.raw({"type": "text", "text": text}))
     members["content"] = jsonrpc.raw(content)
-
-
-def _says(block: msgspec.Raw, value: object) -> bool:
-    """Return whether a text block holds the value: serialised, as servers should, or a string verbatim."""
-    text = blocks.read_string(blocks.read(block) or {}, "text")
-    if not text:
-        return False
-    return text == value or _value(text.encode(errors="replace")) == value
 
 
 def _value(span: msgspec.Raw | bytes) -> object:

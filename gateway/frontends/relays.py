@@ -164,32 +164,30 @@ class RelayFrontend:
             reply = {"pid": os.getpid()} if problem is None else {"error": problem}
             with contextlib.suppress(OSError):
                 await sock.send(jsonrpc.encode(reply) + b"\n")
-            if problem is None:
-                await self._serve_client(sock, hello)
-
-    async def _serve_client(self, sock: trio.socket.SocketType, hello: Hello) -> None:
-        self._clients += 1
-        self._lease.cancel(reason="a client has connected")
-        names = None
-        if hello.separator is not None or hello.max_name_length is not None:
-            names = NameChoice(hello.separator, hello.max_name_length)
-        frontend = StdioFrontend(
-            self._answers,
-            sock.fileno(),
-            os.dup(sock.fileno()),
-            self._closing,
-            at_endpoint(ANYBODY, hello.view, names),
-            session=f"relay-{secrets.token_hex(8)}",
-            last_asked=hello.last_asked,
-        )
-        try:
-            answered = await frontend.run()
-            self.all_answered = self.all_answered and answered
-        finally:
-            self._clients -= 1
-            if not self._clients and not self._stopping.is_set():
-                self._lease = trio.CancelScope()
-                self._nursery.start_soon(self._end_lease, hello.linger, self._lease)
+            if problem is not None:
+                return
+            self._clients += 1
+            self._lease.cancel(reason="a client has connected")
+            names = None
+            if hello.separator is not None or hello.max_name_length is not None:
+                names = NameChoice(hello.separator, hello.max_name_length)
+            frontend = StdioFrontend(
+                self._answers,
+                sock.fileno(),
+                os.dup(sock.fileno()),
+                self._closing,
+                at_endpoint(ANYBODY, hello.view, names),
+                session=f"relay-{secrets.token_hex(8)}",
+                last_asked=hello.last_asked,
+            )
+            try:
+                answered = await frontend.run()
+                self.all_answered = self.all_answered and answered
+            finally:
+                self._clients -= 1
+                if not self._clients and not self._stopping.is_set():
+                    self._lease = trio.CancelScope()
+                    self._nursery.start_soon(self._end_lease, hello.linger, self._lease)
 
     async def _end_lease(self, seconds: float, scope: trio.CancelScope) -> None:
         """Begin to stop, unless a client connects within this time."""

@@ -190,7 +190,19 @@ class RequestHandler:
         if method == "ping":
             return b"{}"
         if method == "logging/setLevel":
-            self._set_level(session, requests.params_of(message))
+            try:
+                level = jsonrpc.decode_string(requests.params_of(message)["level"])
+            except (KeyError, ValueError):
+                level = ""
+            if level not in meta.LOG_LEVELS:
+                text = f"logging/setLevel needs params.level, one of {', '.join(meta.LOG_LEVELS)}"
+                raise InvalidParams(text)
+            session.log_level = level  # what the client receives; backends send at the lowest level of any client
+            session.caller = msgspec.structs.replace(session.caller, log_level=level)  # for modern backends
+            if session not in self.fleet.wish_list:
+                session.on_end.append(lambda: self.fleet.forget(session))
+            self.fleet.wish_list.want_level(session, level)
+            self.fleet.apply_subscriptions()
             return b"{}"
         if method in methods.WATCHED:
             act = (
@@ -209,22 +221,6 @@ class RequestHandler:
             except GatewayError:
                 return  # not a call
             self.router.turn_away(call, problem)
-
-    def _set_level(self, session: LegacySession, params: dict[str, msgspec.Raw]) -> None:
-        """Filter the client's log messages; backends send at the lowest level that any client wants."""
-        try:
-            level = jsonrpc.decode_string(params["level"])
-        except (KeyError, ValueError):
-            level = ""
-        if level not in meta.LOG_LEVELS:
-            text = f"logging/setLevel needs params.level, one of {', '.join(meta.LOG_LEVELS)}"
-            raise InvalidParams(text)
-        session.log_level = level
-        session.caller = msgspec.structs.replace(session.caller, log_level=level)  # modern backends: with each request
-        if session not in self.fleet.wish_list:
-            session.on_end.append(lambda: self.fleet.forget(session))
-        self.fleet.wish_list.want_level(session, level)
-        self.fleet.apply_subscriptions()
 
     # The modern era.
 
@@ -365,7 +361,7 @@ class RequestHandler:
         if isinstance(outcome, InputRequired):
             unsafe = asks.unsafe_elicitation(outcome.result)
             if unsafe is not None:
-                problem = BackendProtocol(call.name, f"asked for what no client may be asked: {unsafe}")
+                problem = BackendProtocol(call.name, f"asked for input that no client may be asked for: {unsafe}")
                 return self.encode_error(request_id, problem, era, call)
             if era is Era.MODERN:
                 undeclared = _undeclared(call, outcome)

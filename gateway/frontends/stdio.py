@@ -149,10 +149,8 @@ class StdioFrontend:
                     for line in splitter.feed(data):
                         self._handle_line(line)
                     await self._outbox.wait_writable()
-        except (
-            trio.BrokenResourceError,
-            OSError,
-        ) as exc:  # a client that disconnects with unread responses resets its socket
+        except (trio.BrokenResourceError, OSError) as exc:
+            # A client that disconnects with unread responses resets its socket.
             log.warning("reading stdin failed (%s); treating it as the end", exc.__cause__ or exc)
         for line in splitter.feed(b"\n"):  # the last line may lack its newline
             self._handle_line(line)
@@ -162,12 +160,12 @@ class StdioFrontend:
         self._outbox.post(message + b"\n", direct=len(self._in_flight) < 2)
 
     def _handle_line(self, line: bytes | OversizedLine) -> None:
-        """Handle one line: answer it, or start the task that will."""
+        """Handle one line: submit a tool call if that needs no wait, start a task for other requests."""
         if isinstance(line, OversizedLine):
             text = f"the message has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
-            request_id = jsonrpc.recover_id(line.head)
-            request_id = jsonrpc.recover_id(line.tail) if request_id is None else request_id
-            self._post(jsonrpc.error_response(request_id, jsonrpc.INVALID_REQUEST, text))
+            known = jsonrpc.recover_id(line.head)
+            known = jsonrpc.recover_id(line.tail) if known is None else known
+            self._post(jsonrpc.error_response(known, jsonrpc.INVALID_REQUEST, text))
             return
         if not line.startswith(b"{") and jsonrpc.is_batch(line):
             if self._batches >= MAX_BATCHES:
@@ -182,13 +180,10 @@ class StdioFrontend:
         except jsonrpc.Malformed as exc:
             self._post(jsonrpc.error_response(exc.id, exc.code, exc.reason))
             return
-        if message.method is msgspec.UNSET or not isinstance(message.id, int | str):
+        request_id = message.id
+        if message.method is msgspec.UNSET or not isinstance(request_id, int | str):
             handle_notification(self._answers, self._session, message, self._in_flight)
-        else:
-            self._handle_request(message, message.id)
-
-    def _handle_request(self, message: Message, request_id: Id) -> None:
-        """Submit a tool call if that needs no wait; start a task for other requests."""
+            return
         try:
             self._in_flight.check(request_id)
         except (DuplicateId, Busy) as exc:

@@ -324,7 +324,14 @@ class Exchange:
             await trio.lowlevel.checkpoint()
             raise ClientGone("the client has gone")
         if kind == "http.response.body" and self.state in {ResponseState.HELD, ResponseState.STREAMING}:
-            await self._send_body(message.get("body", b""), message.get("more_body", False))
+            more = message.get("more_body", False)
+            await self._connection.write(*self._render(message.get("body", b""), more))
+            if more:
+                await trio.lowlevel.checkpoint()  # a write that fits does not yield: an endless stream must
+                return
+            self._connection.finished(self)
+            if self._connection.service.logs_access:
+                await self._connection.service.note_end(self)
         elif kind == "http.response.start" and self.state is ResponseState.AWAITED:
             self._hold_head(int(message["status"]), message.get("headers", ()))
             self.response = message
@@ -398,15 +405,6 @@ class Exchange:
     def ends_by_close(self) -> bool:
         """Whether only the end of the connection marks the end of the body."""
         return self._left is None and not self._chunked and not self._no_body
-
-    async def _send_body(self, body: bytes, more: bool) -> None:
-        await self._connection.write(*self._render(body, more))
-        if more:
-            await trio.lowlevel.checkpoint()  # a write that fits does not yield: an endless stream must
-            return
-        self._connection.finished(self)
-        if self._connection.service.logs_access:
-            await self._connection.service.note_end(self)
 
     def _render(self, body: bytes, more: bool) -> list[bytes]:
         """Return the next message, with the head if it is the first; advance the response as if it were sent."""

@@ -93,7 +93,7 @@ class SubscriptionRegistry:
             self._levels[client] = level
 
     def lend_level(self, level: str) -> bool:
-        """Set the log level of a stateless request for `LEVEL_LEASE` seconds; return whether it changes anything."""
+        """Set the log level of a stateless request for `LEVEL_KEPT` seconds; return whether it changes anything."""
         is_new = level not in self._lent
         self._lent[level] = trio.current_time() + LEVEL_KEPT
         if is_new:

@@ -198,9 +198,7 @@ class HttpRequest:
                 raise BackendExited(link.config.name, f"ended the stream of {self._method} before it had answered")
             pause = link.timing.resume_pause if parser.retry is None else parser.retry
             if self._pending is not None and not failures:
-                self._pending.close_stream(
-                    int(pause * 1000)
-                )  # the client's stream closes with ours, and is resumed too
+                self._pending.close_stream(int(pause * 1000))  # the client's stream is closed and resumed as well
             await trio.sleep(max(pause, link.timing.least_resume_pause))
             parser = parser.successor()
             refused = 0

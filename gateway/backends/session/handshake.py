@@ -379,8 +379,19 @@ async def initialize(conversation: Conversation, attempts: Attempts, *, timeout:
             break
         log.info("backend %r does not accept %s; trying %s", conversation.backend, asked, attempts.next_version())
     if not isinstance(outcome, Complete):
-        _raise_refusal(conversation, first, pinned=attempts.pinned and attempts.era == "legacy")
-    hello = _read_hello(conversation, expect_result(conversation, "initialize", outcome))
+        # The first refusal explains best why no version was accepted.
+        refusal = _refusal(first)
+        offered = [] if refusal is None else _offered(refusal)
+        if refusal is not None and not versions.choose_legacy(offered):
+            is_pinned = attempts.pinned and attempts.era == "legacy"
+            if is_pinned and refusal.code in _NO_HANDSHAKE and (not offered or versions.choose_modern(offered)):
+                text = f"does not speak the legacy era (era: legacy): {refusal.message}; {AUTO_HINT}"
+                raise BackendUnfit(conversation.backend, text)
+            if offered:
+                raise _no_common_version(conversation, f"{refusal.message} (it offers {', '.join(offered)[:200]})")
+        expect_result(conversation, "initialize", first)
+        raise BackendProtocol(conversation.backend, "answered initialize without a result")
+    hello = _read_hello(conversation, outcome)
     if hello.protocolVersion not in versions.LEGACY_VERSIONS:
         spoken = ", ".join(versions.LEGACY_VERSIONS)
         text = f"wants protocol version {hello.protocolVersion!r}; the gateway speaks {spoken}"
@@ -431,20 +442,6 @@ def _refusal(outcome: Outcome | None) -> Failure | None:
     except jsonrpc.UNDECODABLE:
         return None
     return Failure(error.code, error.message, None if error.data is jsonrpc.ABSENT else bytes(error.data), Era.LEGACY)
-
-
-def _raise_refusal(conversation: Conversation, outcome: Outcome, *, pinned: bool) -> NoReturn:
-    """Explain why no `initialize` was accepted; `outcome` is that of the first. Raises BackendError."""
-    failure = _refusal(outcome)
-    offered = [] if failure is None else _offered(failure)
-    if failure is not None and not versions.choose_legacy(offered):
-        if pinned and failure.code in _NO_HANDSHAKE and (not offered or versions.choose_modern(offered)):
-            text = f"does not speak the legacy era (era: legacy): {failure.message}; {AUTO_HINT}"
-            raise BackendUnfit(conversation.backend, text)
-        if offered:
-            raise _no_common_version(conversation, f"{failure.message} (it offers {', '.join(offered)[:200]})")
-    expect_result(conversation, "initialize", outcome)
-    raise BackendProtocol(conversation.backend, "answered initialize without a result")
 
 
 def expect_result(conversation: Conversation, method: str, outcome: Outcome) -> Complete:

@@ -91,10 +91,30 @@ class AuthMiddleware:
             except ValueError as exc:
                 await exchange.refuse(400, str(exc))
                 return
-            if self._access is None or not self._access.requires_credentials:
+            access = self._access
+            if access is None or not access.requires_credentials:
                 await handle(exchange)
-            else:
-                await self._authenticate(self._access, exchange, handle)
+                return
+            principal = access.find(headers)
+            if principal is None:
+                verdict = await access.authenticate_token(headers, exchange.counted_address)
+                if isinstance(verdict, Refusal):
+                    await self._refuse(exchange, verdict)
+                    return
+                principal, exchange.valid_until = verdict
+            exchange.principal = principal
+            if not principal.may_use_view(exchange.view):  # an unknown view is not one of its views either
+                text = f"this key is for the views {', '.join(principal.rules.views or ())} only"
+                await self._refuse(exchange, Refusal(403, "view_not_allowed", text))
+                return
+            if exchange.method != "GET":
+                await handle(exchange)  # its calls end with the session or on their own; see `Router.cut_off`
+                return
+            # A stream lasts as long as the client likes, but ends when its key or token does.
+            with principal.track_stream(exchange.valid_until) as scope:
+                await handle(exchange)
+            if scope.cancelled_caught:
+                await (exchange.end_stream() if exchange.begun else _answer(exchange, CUT_OFF))
         except* ClientGone:  # alone, or in the group of a nursery that watched for it
             log.debug("a client hung up")
 
@@ -105,29 +125,6 @@ class AuthMiddleware:
             path = exchange.scope["path"]
             self._access.note_denied(refusal.status, refusal.code, refusal.text, principal, exchange.address, path)
         await _answer(exchange, refusal)
-
-    async def _authenticate(self, access: Access, exchange: Exchange, handle: Handler) -> None:
-        """Find the principal of a request and serve it, or refuse it."""
-        principal = access.find(exchange.headers)
-        if principal is None:
-            verdict = await access.authenticate_token(exchange.headers, exchange.counted_address)
-            if isinstance(verdict, Refusal):
-                await self._refuse(exchange, verdict)
-                return
-            principal, exchange.valid_until = verdict
-        exchange.principal = principal
-        if not principal.may_use_view(exchange.view):  # an unknown view is not one of its views either
-            text = f"this key is for the views {', '.join(principal.rules.views or ())} only"
-            await self._refuse(exchange, Refusal(403, "view_not_allowed", text))
-            return
-        if exchange.method != "GET":
-            await handle(exchange)  # its calls end with the session or on their own; see `Router.cut_off`
-            return
-        # A stream lasts as long as the client likes, but ends when its key or token does.
-        with principal.track_stream(exchange.valid_until) as scope:
-            await handle(exchange)
-        if scope.cancelled_caught:
-            await (exchange.end_stream() if exchange.begun else _answer(exchange, CUT_OFF))
 
 
 async def _answer(exchange: Exchange, refusal: Refusal) -> None:

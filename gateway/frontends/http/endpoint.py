@@ -67,15 +67,14 @@ class McpEndpoint:
     async def _serve(self, exchange: Exchange) -> None:
         if exchange.view is not None and exchange.view not in self._answers.fleet.config.views:
             await view_routing.refuse(exchange)
-        elif exchange.method == "POST":
-            await self._post(exchange)
-        elif exchange.method in {"GET", "DELETE"} and headers.SESSION_HEADER in exchange.headers:
+            return
+        if exchange.method in {"GET", "DELETE"} and headers.SESSION_HEADER in exchange.headers:
             await (self._streamable.get if exchange.method == "GET" else self._streamable.delete)(exchange)
-        else:
+            return
+        if exchange.method != "POST":
             # A modern client has no GET or DELETE; a legacy one has a session by then.
             await exchange.empty(405, ALLOW)
-
-    async def _post(self, exchange: Exchange) -> None:
+            return
         if not (exchange.accepts_json or exchange.accepts_stream):
             text = "the Accept header must list application/json and text/event-stream"
             await exchange.refuse(406, text)

@@ -74,14 +74,13 @@ class HttpFrontend:
             try:
                 async with trio.open_nursery() as server:
                     sockets = Sockets([bound.socket], [], []) if secure else Sockets([], [bound.socket], [])
-                    limits = self._limits()
                     last_accept = self._closing if bound.binding.inherited is None else self._stopping
                     serve = partial(
                         serve_http,
                         sockets=sockets,
                         accept_until=last_accept.wait,
                         shutdown_trigger=self._closing.wait,
-                        limits=limits,
+                        limits=self._limits(),
                         handle_nowait=self._mcp.begin,
                         unsent=self._mcp.handler.unsent,
                     )
@@ -106,11 +105,9 @@ class HttpFrontend:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
-        if scope["type"] == "http" and not await self._mcp.serve(scope, receive, send):
-            await self._serve_others(scope, receive, send)
-
-    async def _serve_others(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have the management app answer, behind the same checks of Host and Origin."""
+        if scope["type"] != "http" or await self._mcp.serve(scope, receive, send):
+            return
+        # The management app is behind the same checks of Host and Origin.
         exchange = Exchange(scope, receive, send)
         refusal = self._mcp.policy.refusal(exchange.headers)
         if name := repeated_header(scope["headers"]):

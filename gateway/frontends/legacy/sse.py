@@ -196,28 +196,37 @@ class SseStream:
 
     async def handle_message(self, message: Message) -> bytes | None:
         """Handle one message; return the error that refuses it outside the stream."""
-        request_id = message.id
+        request_id, session = message.id, self.session
         if self.over:  # since another message of the same batch
             return None
         if message.method is msgspec.UNSET or not isinstance(request_id, int | str):
-            if self.session is not None:
-                handle_notification(self._answers, self.session, message, self.session.in_flight)
+            if session is not None:
+                handle_notification(self._answers, session, message, session.in_flight)
                 self._news.set()  # the last request in flight may have been cancelled
-        elif self.session is None or message.method == "initialize":
+            return None
+        if session is None or message.method == "initialize":
             answer = self._handle_before_session(message, request_id)
             if answer is not None:
                 await self.send(answer)
-        else:
+            return None
+        try:
+            session.in_flight.check(request_id)
+        except GatewayError as exc:
+            self._answers.turn_away(message, session.caller, exc)
+            refusal, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
+            if isinstance(exc, DuplicateId):
+                return refusal  # on the stream it would pass for the response to the other request
+            await self.send(refusal)
+            return None
+        if message.method == "tools/call":
             try:
-                self.session.in_flight.check(request_id)
+                call = requests.legacy_call(message, session.caller)
             except GatewayError as exc:
-                self._answers.turn_away(message, self.session.caller, exc)
-                refusal, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
-                if isinstance(exc, DuplicateId):
-                    return refusal  # on the stream it would pass for the response to the other request
-                await self.send(refusal)
-            else:
-                self._handle_request(self.session, message, request_id)
+                self.respond(request_id, self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
+                return None
+            if StreamDelivery(self, self._answers, call, request_id, session, session.in_flight).begin():
+                return None
+        self.start_request(request_id, Era.LEGACY, self._respond(session, message, request_id))
         return None
 
     def begin(self, message: Message, request_id: Id) -> bool:
@@ -231,18 +240,6 @@ class SseStream:
         except GatewayError:
             return False
         return StreamDelivery(self, self._answers, call, request_id, session, session.in_flight).begin()
-
-    def _handle_request(self, session: LegacySession, message: Message, request_id: Id) -> None:
-        """Submit a tool call if that needs no wait; start a task for other requests."""
-        if message.method == "tools/call":
-            try:
-                call = requests.legacy_call(message, session.caller)
-            except GatewayError as exc:
-                self.respond(request_id, self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
-                return
-            if StreamDelivery(self, self._answers, call, request_id, session, session.in_flight).begin():
-                return
-        self.start_request(request_id, Era.LEGACY, self._respond(session, message, request_id))
 
     # Implements `gateway.frontends.delivery.MessageStream`.
 
@@ -375,13 +372,27 @@ class SseFrontend:
             if len(self._streams) >= most:
                 text = f"{most} streams are open (max_sessions); try again later"
             await exchange.refuse(503, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR)
-        elif principal is not None and self._count_streams(principal) >= principal.most_sessions(most):
+        elif principal is not None and principal.most_sessions(most) <= sum(
+            stream.identity.principal == principal.name for stream in self._streams.values()
+        ):
             text = (
                 f"{principal.name!r} has too many streams open (max_sessions of its key); end one, or try again later"
             )
             await exchange.refuse(429, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR)
         else:
-            await self._serve(exchange)
+            stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)
+            path = self._message_path
+            if exchange.view is not None:  # a view has a path of its own, which identifies its requests
+                path = f"{path.rstrip('/')}/{exchange.view}"
+            path = quote(exchange.scope.get("root_path", "").rstrip("/") + path)
+            self._streams[stream.id] = stream
+            try:
+                query = "" if exchange.names is None else f"&{exchange.names.query}"
+                await stream.run(exchange, f"{path}?session_id={stream.id}{query}".encode("ascii"))
+            except* ClientGone:
+                log.debug("an SSE client hung up")
+            finally:
+                self._streams.pop(stream.id, None)
 
     def _evict_unused(self) -> bool:
         """End the oldest anonymous stream whose client has not even sent `initialize`."""
@@ -391,24 +402,6 @@ class SseFrontend:
         del self._streams[oldest.id]
         oldest.end()
         return True
-
-    def _count_streams(self, principal: Principal) -> int:
-        return sum(stream.identity.principal == principal.name for stream in self._streams.values())
-
-    async def _serve(self, exchange: Exchange) -> None:
-        stream = SseStream(self._answers, secrets.token_urlsafe(SESSION_ID_BYTES), exchange.identity)
-        path = self._message_path
-        if exchange.view is not None:  # a view has a path of its own, which identifies its requests
-            path = f"{path.rstrip('/')}/{exchange.view}"
-        path = quote(exchange.scope.get("root_path", "").rstrip("/") + path)
-        self._streams[stream.id] = stream
-        try:
-            query = "" if exchange.names is None else f"&{exchange.names.query}"
-            await stream.run(exchange, f"{path}?session_id={stream.id}{query}".encode("ascii"))
-        except* ClientGone:
-            log.debug("an SSE client hung up")
-        finally:
-            self._streams.pop(stream.id, None)
 
     def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
         """Submit a tool call without a task; return False, without effect, if `post` must do it."""

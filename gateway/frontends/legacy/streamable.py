@@ -43,17 +43,40 @@ class StreamableFrontend:
 
     async def post(self, exchange: Exchange, message: Message) -> None:
         """Answer one message. Raises ClientGone."""
-        if message.method == "initialize" and isinstance(message.id, int | str):
-            await self._initialize(exchange, message, message.id)
+        request_id = message.id
+        if message.method != "initialize" or not isinstance(request_id, int | str):
+            session = await self._session(exchange)
+            if session is None:
+                return
+            if isinstance(request_id, int | str) and message.method is not msgspec.UNSET:
+                await self._request(exchange, session, message, request_id)
+            else:
+                handle_notification(self._answers, session, message, session.in_flight)
+                await exchange.empty(202)
             return
-        session = await self._session(exchange)
-        if session is None:
+        try:
+            introduction = self._answers.introduce(message, exchange.identity)
+        except GatewayError as exc:
+            body, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
+            await exchange.json(400, body)
             return
-        if isinstance(message.id, int | str) and message.method is not msgspec.UNSET:
-            await self._request(exchange, session, message, message.id)
-        else:
-            handle_notification(self._answers, session, message, session.in_flight)
-            await exchange.empty(202)
+        await self._answers.fleet.before_initialize(exchange.identity.scope)
+        principal = exchange.principal
+        if principal is not None and not self._sessions.has_share(principal):
+            text = (
+                f"{principal.name!r} has too many sessions open (max_sessions of its key); end one, or try again later"
+            )
+            await exchange.refuse(429, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR, request_id=request_id)
+            return
+        session = self._sessions.create(introduction)
+        if session is None or session.id is None:
+            text = f"{len(self._sessions)} sessions are open (max_sessions); try again later"
+            await exchange.refuse(503, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR, request_id=request_id)
+            return
+        await exchange.message(
+            jsonrpc.response(request_id, self._answers.greeting(introduction)),
+            (headers.SESSION_HEADER, session.id.encode("ascii")),
+        )
 
     async def post_batch(self, exchange: Exchange, body: bytes) -> None:
         """Answer a batch, its responses in order of arrival. Raises ClientGone."""
@@ -158,31 +181,6 @@ class StreamableFrontend:
         if session is not None:
             self._sessions.close(session)
             await exchange.empty(200)
-
-    async def _initialize(self, exchange: Exchange, message: Message, request_id: Id) -> None:
-        try:
-            introduction = self._answers.introduce(message, exchange.identity)
-        except GatewayError as exc:
-            body, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
-            await exchange.json(400, body)
-            return
-        await self._answers.fleet.before_initialize(exchange.identity.scope)
-        principal = exchange.principal
-        if principal is not None and not self._sessions.has_share(principal):
-            text = (
-                f"{principal.name!r} has too many sessions open (max_sessions of its key); end one, or try again later"
-            )
-            await exchange.refuse(429, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR, request_id=request_id)
-            return
-        session = self._sessions.create(introduction)
-        if session is None or session.id is None:
-            text = f"{len(self._sessions)} sessions are open (max_sessions); try again later"
-            await exchange.refuse(503, text, RETRY_AFTER, code=jsonrpc.INTERNAL_ERROR, request_id=request_id)
-            return
-        await exchange.message(
-            jsonrpc.response(request_id, self._answers.greeting(introduction)),
-            (headers.SESSION_HEADER, session.id.encode("ascii")),
-        )
 
     async def _session(self, exchange: Exchange) -> LegacySession | None:
         """Return the session that the request names; otherwise respond with the refusal."""

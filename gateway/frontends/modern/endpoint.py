@@ -40,20 +40,11 @@ class ModernFrontend:
         if message.method is msgspec.UNSET:
             problem = errors.WireError(jsonrpc.INVALID_REQUEST, "a client must not POST responses")
             await exchange.json(400, problem.encode(None))
-        elif message.id is msgspec.UNSET or message.id is None:
+            return
+        request_id = message.id
+        if request_id is msgspec.UNSET or request_id is None:
             await exchange.empty(202)
-        else:
-            await self._handle_request(exchange, message, message.id)
-
-    def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
-        """Submit a tool call without a task; return False, without effect, if `post` must do it."""
-        try:
-            call = self._read(exchange, message)
-        except (GatewayError, headers.HeaderMismatch):
-            return False
-        return ModernDelivery(exchange, self._answers, call, request_id).begin()
-
-    async def _handle_request(self, exchange: Exchange, message: Message, request_id: Id) -> None:
+            return
         try:
             call = self._read(exchange, message)
         except InvalidParams as exc:
@@ -78,6 +69,14 @@ class ModernFrontend:
             await exchange.message(jsonrpc.response(request_id, answer))
             return
         await ModernDelivery(exchange, self._answers, answer.call, request_id).carry(answer)
+
+    def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
+        """Submit a tool call without a task; return False, without effect, if `post` must do it."""
+        try:
+            call = self._read(exchange, message)
+        except (GatewayError, headers.HeaderMismatch):
+            return False
+        return ModernDelivery(exchange, self._answers, call, request_id).begin()
 
     def _read(self, exchange: Exchange, message: Message) -> Call:
         """Make the call of a request whose headers agree with its body.

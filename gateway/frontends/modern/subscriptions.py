@@ -42,7 +42,15 @@ class Subscription:
             raise InvalidParams(text) from None
         self._answers = answers
         self._id = request_id
-        self._features = {LISTENED[key]: key for key, value in wanted.items() if _is_wanted(key, value)}
+        self._features: dict[str, str] = {}
+        for key, value in wanted.items():
+            if key not in LISTENED:
+                continue
+            if bytes(value) not in {b"true", b"false", b"null"}:
+                text = f"params.notifications.{key} must be true or false"
+                raise InvalidParams(text)
+            if bytes(value) == b"true":
+                self._features[LISTENED[key]] = key
         self._changes = NotificationQueue(request_id)
         self._caller = call.caller
         self.over = trio.Event()
@@ -124,12 +132,3 @@ def _uris(wanted: dict[str, msgspec.Raw]) -> list[str]:
     except ValueError:
         text = "params.notifications.resourceSubscriptions must be a list of strings"
         raise InvalidParams(text) from None
-
-
-def _is_wanted(key: str, value: msgspec.Raw) -> bool:
-    if key not in LISTENED:
-        return False
-    if bytes(value) not in {b"true", b"false", b"null"}:
-        text = f"params.notifications.{key} must be true or false"
-        raise InvalidParams(text)
-    return bytes(value) == b"true"

@@ -426,7 +426,7 @@ async def no_response(request: Request, reply: Reply) -> None:
         (page(403), BackendProtocol, "HTTP 403"),
         (page(200, "application/json"), BackendProtocol, "without a response to it"),
         (json_body([]), BackendProtocol, "without a response to it"),
-        (json_body({"jsonrpc": "2.0", "id": "ID", "result": 5}), BackendProtocol, "no object"),
+        (json_body({"jsonrpc": "2.0", "id": "ID", "result": 5}), BackendProtocol, "not an object"),
         (json_body({"jsonrpc": "2.0", "id": 4711, "result": {}}), BackendProtocol, "without a response to it"),
         (accepted, BackendProtocol, "without answering"),
         (huge, BackendProtocol, "max_line_bytes"),
