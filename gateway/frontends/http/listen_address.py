@@ -66,7 +66,7 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def inherit(cls, environ: MutableMapping[str, str]) -> ListenAddress | None:
-        """Return the address of the socket that a service manager has passed; None if there is none.
+        """Return the address of the socket that a service manager has passed, or None.
 
         The variables of sd_listen_fds(3) are removed, since they are not for children. Raises ListenError.
         """
