@@ -145,7 +145,7 @@ async def test_what_cannot_be_served_is_named(case: str, listening: socket.socke
             case "does not listen":
                 sock = idle
             case "a file":
-                sock, says = file, "is no socket"
+                sock, says = file, "is not a socket"
             case "abstract":
                 unix.bind(f"\0gateway-test-{os.getpid()}")
                 unix.listen()

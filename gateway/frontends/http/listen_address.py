@@ -82,7 +82,7 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
             sock = socket.socket(fileno=FIRST_INHERITED)
             listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         except OSError as exc:
-            text = f"descriptor {FIRST_INHERITED} (LISTEN_FDS) is no socket: {exc.strerror}"
+            text = f"descriptor {FIRST_INHERITED} (LISTEN_FDS) is not a socket: {exc.strerror}"
             raise ListenError(text) from None
         name = cast("str | bytes | tuple[str, int]", sock.getsockname())
         if not listens or isinstance(name, bytes) or not name:
