@@ -59,7 +59,7 @@ KNOWN_HEADERS = 1024
 """Cached rendered header lines; most responses of an app repeat the same few. The least recently used are dropped."""
 
 MAX_KNOWN_TARGET = 256
-"""Bytes of a request target that is remembered; anybody may send long ones, and always another one."""
+"""Bytes of a request target that is cached; clients may send long ones, a different one each time."""
 
 COPIED = 2**16
 """Bytes up to which joining parts costs less than another send."""

@@ -125,7 +125,7 @@ class EraPreference:
         self.other, self._is_bridging, self._is_changing, self._is_open = other, has_failed, False, True
 
     def change(self, era: Era) -> None:
-        """Note that the session ends to make way for this era, which is not tried again for `ERA_LINGER` if it fails."""
+        """Note that the session ends to make way for this era, not tried again for `ERA_LINGER` if it fails."""
         self.preferred = era
         self._changed_at, self._is_changing = self._used_at[era], True
         self.closed()
