@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("gateway", "mcp_gateway", "bin", "tests", "benchmarks", "docs", "deploy")
-CEILING = 37.0
+CEILING = 1.0
 """Listed words per 10,000 words of prose."""
-WAIVERS = 218
+WAIVERS = 217
 """Comments that silence a checker."""
 
 WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
