@@ -279,7 +279,7 @@ def test_the_token_comes_from_its_configured_source(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="16 visible"):
             find_token(bad, {}, store)
     (tmp_path / "state" / "admin-token").write_text("\n")
-    with pytest.raises(OSError, match="holds no token"):
+    with pytest.raises(OSError, match="contains no token"):
         find_token(None, {}, store)
 
 

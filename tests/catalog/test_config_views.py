@@ -285,7 +285,7 @@ def write(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["--view", "w"], "there is no such view; the config's section 'views' has v"),
+        (["--view", "w"], "unknown view; the config's section 'views' has v"),
         (["--view", "v", "--transport", "http"], "over HTTP each view has its own endpoint, /mcp/v"),
     ],
 )
