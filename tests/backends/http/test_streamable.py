@@ -510,7 +510,7 @@ async def test_same_origin_redirects_keep_method_and_body(status: int) -> None:
         (307, "http://127.0.0.1:9/mcp", "another origin, http://127.0.0.1:9 "),
         (308, "https://127.0.0.1/mcp", "another origin, https://127.0.0.1 "),
         (302, "//example.invalid/mcp", "another origin, http://example.invalid "),
-        (307, "/mcp", "in a circle"),
+        (307, "/mcp", "in a loop"),
         (303, "/elsewhere", "cannot be followed (HTTP 303)"),
     ],
 )
