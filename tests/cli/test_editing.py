@@ -147,7 +147,7 @@ def test_toml_loses_only_the_tables_of_an_entry(tmp_path):
     ],
 )
 def test_files_without_a_place_for_entries_are_refused(tmp_path, name, text):
-    with pytest.raises(CommandError, match="cannot change"):
+    with pytest.raises(CommandError, match="cannot edit"):
         document(tmp_path, text, name).edit(("mcpServers", "new"), ENTRY)
 
 

@@ -153,7 +153,7 @@ async def test_what_cannot_be_served_is_named(case: str, listening: socket.socke
             case _:
                 wide.bind(("0.0.0.0", 0))
                 wide.listen()
-                sock, says = wide, "--host 0.0.0.0 and no keys"
+                sock, says = wide, "--host 0.0.0.0 without keys"
         async with activated(sock, tmp_path, count=count) as gateway:  # type: ignore[arg-type] - all have fileno
             with trio.fail_after(START_WITHIN):
                 assert await gateway.process.wait() in {1, 2}

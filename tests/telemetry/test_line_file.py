@@ -182,7 +182,7 @@ async def test_a_hanging_disk_uses_one_thread(tmp_path: Path, monkeypatch: pytes
         with trio.fail_after(SOON):
             for line in (b"1", b"2", b"3"):
                 writer.put(line)
-                with pytest.raises(OSError, match="lines (took longer|have not been written)"):
+                with pytest.raises(OSError, match=r"lines (took longer|have not been written)"):
                     await writer._write()
     finally:
         goes_on.set()
