@@ -346,7 +346,7 @@ def test_an_interrupted_install_is_discarded(made: Clone) -> None:
     half = next(made.root.glob(".venv/lib/python3*/site-packages")) / "half.py"
     half.touch()
     (made.stamp.parent / "installing").touch()
-    assert made.run() == (0, "moved\n", "mcp-gateway: making .venv anew\n")
+    assert made.run() == (0, "moved\n", "mcp-gateway: recreating .venv\n")
     assert not half.exists()
     assert not list(made.root.glob(".venv.*"))
 
