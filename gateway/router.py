@@ -360,7 +360,8 @@ class Router:
         named = [one for one in entries if one.own == call.name and one.era in {None, call.caller.era}]
         found = [entry.public for entry in named if is_for_apps(entry.raw)]
         # Also of one whose tool this caller may not call: its page must not reach the tool of another server.
-        listings = [one.listing for name, one in self.fleet.supervisors.items() if name in owners]
+        seen = [name for name in owners if all(scope.sees_server(name) for scope in snapshot.limits)]
+        listings = [one.listing for name, one in self.fleet.supervisors.items() if name in seen]
         meant = [
             any(item.own == call.name and is_for_apps(item.raw) for item in listing.items.get(Kind.TOOLS, ()))
             for listing in listings

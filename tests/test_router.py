@@ -290,6 +290,17 @@ async def test_an_app_does_not_reach_another_server_for_a_hidden_tool(
             await router.submit(make_call("x", caller=host))
 
 
+async def test_an_app_in_a_view_of_one_server_is_not_ambiguous(autojump_clock: MockClock) -> None:
+    """What the same principal reads counts at every endpoint; a view without a server tells its pages apart."""
+    host = Caller(era=Era.MODERN, version="2026-07-28", principal="ada", capabilities=HOST)
+    async with running_router({"a": app_backend("x"), "b": app_backend("x")}) as router:
+        await read_page(router, "ui://page", host)
+        await read_page(router, "ui://mcp+b/page", host)
+        for name in "ab":
+            seen = msgspec.structs.replace(host, scope=Scope(servers=(name,)))
+            assert await called(router, "x", seen) == (name, "x", f"{name}.x")
+
+
 @pytest.mark.parametrize(
     "change",
     [{"session": "t"}, {"session": None}, {"capabilities": jsonrpc.EMPTY_OBJECT}, {"scope": Scope(tools=("a.y",))}],
