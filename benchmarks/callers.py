@@ -106,6 +106,11 @@ class SseCaller:
 
     must_close = False
 
+    def reconnect(self):
+        """Replace the closed connection of the POSTs."""
+        self.refresh()
+        self.must_close = False
+
     def refresh(self):
         """Continue posting over another connection; the server never sees an idle stream."""
         self.posts.socket.close()
@@ -129,6 +134,7 @@ class SseCaller:
             self.posts.buffer += data
             response = parse_response(self.posts.buffer)
             if response is not None:
+                self.must_close = CLOSE.search(response.head) is not None
                 del self.posts.buffer[: response.length]
                 self.status = 200 if response.status == 202 else response.status
         else:

@@ -77,7 +77,9 @@ class Crowd:
                 continue
             yield caller, now(), *received
             if caller.must_close:
-                self.callers.pop(fd)
+                for socket in caller.sockets():
+                    del self.callers[socket.fileno()]
+                    self.poll.unregister(socket)
                 caller.reconnect()
                 self.add(caller)
 

@@ -72,5 +72,6 @@ def make_servers(http_port, sse_port):
         "stdio": {"command": sys.executable, "args": [str(PEERS / "echo_server.py")]},
         "http": {"url": f"http://127.0.0.1:{http_port}/mcp"},
         "sse": {"url": f"http://127.0.0.1:{sse_port}/mcp", "type": "sse"},
-        "sdk": {"command": sys.executable, "args": [str(PEERS / "sdk_server.py")]},
+        # A process for each era: else the first legacy client restarts it within the measured time.
+        "sdk": {"command": sys.executable, "args": [str(PEERS / "sdk_server.py")], "era": "each"},
     }
