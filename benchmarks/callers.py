@@ -129,6 +129,8 @@ class SseCaller:
     def receive(self, fd):
         if fd == self.posts.socket.fileno():
             data = self.posts.receive()
+            if not data and self.must_close:
+                return None  # closed as announced; the answer comes on the stream
             if not data:
                 raise WrongAnswer(f"hung up on request {self.request_id}")
             self.posts.buffer += data
