@@ -360,14 +360,12 @@ class Router:
         named = [one for one in entries if one.own == call.name and one.era in {None, call.caller.era}]
         found = [entry.public for entry in named if is_for_apps(entry.raw)]
         # Also of one whose tool this caller may not call: its page must not reach the tool of another server.
-        seen = [name for name in owners if all(scope.sees_server(name) for scope in snapshot.limits)]
-        listings = [one.listing for name, one in self.fleet.supervisors.items() if name in seen]
-        meant = [
-            any(item.own == call.name and is_for_apps(item.raw) for item in listing.items.get(Kind.TOOLS, ()))
-            for listing in listings
-            if listing is not None
-        ]
-        if found and sum(meant) > 1:
+        meant = sum(
+            any(item.own == call.name and is_for_apps(item.raw) for item in one.listing.items.get(Kind.TOOLS, ()))
+            for name, one in self.fleet.supervisors.items()
+            if name in owners and one.listing is not None and all(scope.sees_server(name) for scope in snapshot.limits)
+        )
+        if found and meant > 1:
             text = f"tool {call.name!r} is ambiguous; call {' or '.join(found)}, or give each server a view (views)"
             raise UnknownName(text)
         if not found:

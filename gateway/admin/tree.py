@@ -11,7 +11,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.admin.documents import BackendNode, CallNode, SessionNode, Tree
-from gateway.inflight.pending import CallState
+from gateway.inflight.state import CallState
 from gateway.supervisor.lifecycle import State
 
 if TYPE_CHECKING:

@@ -154,13 +154,13 @@ async def test_another_version_of_the_server_discards_the_record(tmp_path: Path)
 async def test_a_failed_start_discards_the_record(restarts: bool, tmp_path: Path) -> None:
     async with rig(tmp_path) as one:
         await one.start()
-        one.peer.handler.rules = [{"method": "tools/list", "status": 500}]  # type: ignore[attr-defined]
-        one.peer.handler.played = [0]  # type: ignore[attr-defined]
+        one.peer.handler.rules = [{"method": "tools/list", "status": 500}]  # type: ignore[attr-defined] - a scripted handler
+        one.peer.handler.played = [0]  # type: ignore[attr-defined] - a scripted handler
         assert one.kept()
         with pytest.raises(BackendError):
             await one.start()
         assert not one.kept()
-        one.peer.handler.rules = []  # type: ignore[attr-defined]
+        one.peer.handler.rules = []  # type: ignore[attr-defined] - a scripted handler
         if restarts:
             one.restart_gateway()
         assert await one.is_probed()
