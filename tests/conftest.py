@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from tests.support import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from _pytest.terminal import TerminalReporter
 
 HERE = Path(__file__).parent
 SPAWNING = {"children", "contract", "faults", "interop"}
@@ -67,6 +70,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item, mark in marks if mark is None or mark.args[0] in chosen.parts]
     places = {HERE / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """Write the names of the failed tests to the file that `bin/test` named, which runs them again."""
+    if wanted := os.environ.get("FAILED_TESTS"):
+        failed = {report.nodeid for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, ())}
+        Path(wanted).write_text("".join(f"{name}\n" for name in sorted(failed)), encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
