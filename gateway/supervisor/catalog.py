@@ -1,7 +1,7 @@
-"""The catalog of the fleet: built from the backends' lists, and cached for the next run.
+"""The catalog of the fleet, built from the backends' lists and cached for the next run.
 
 `CatalogBuilder` makes a backend's part once per change of that backend, and the snapshot on the first request after a
-change, so that a hundred backends which start together cost one snapshot. It has no task and never waits.
+change, so a hundred backends that start together cost one snapshot. It has no task and never waits.
 
 `CatalogCache` stores the backends' lists in the state directory, so that the next run can list immediately. Its task
 writes in a worker thread: a disk that hangs delays no other task, and a disk that fails causes a warning.
@@ -77,7 +77,10 @@ class CatalogBuilder:
         return self._snapshot
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
-        """Restrict the offer to these tools, or None for all; return unknown names, and then change nothing."""
+        """Restrict the offer to these tools, or None for all.
+
+        Return the unknown names; if there are any, nothing changes.
+        """
         whole = self._build(None)
         unknown = [name for name in offers or () if whole.route(Kind.TOOLS, name) is None]
         if not unknown:
@@ -137,7 +140,10 @@ class CatalogCache:
         self._dirty = trio.Event()
 
     def load(self, server: ServerConfig) -> Listing | None:
-        """Read the last lists of this server; blocks, so only before anything runs that a slow disk could delay."""
+        """Read the last lists of this server.
+
+        Blocks, so call it only before any task runs that a slow disk could delay.
+        """
         found = None if self._store is None else self._store.load_catalog(server)
         self._kept[server.name] = found
         return found
@@ -154,7 +160,7 @@ class CatalogCache:
         self._late.intersection_update(names)
 
     def note_change(self) -> None:
-        """Have the lists of a backend written soon: a client may end this run at any moment."""
+        """Schedule a write of a backend's lists: a client may end this run at any moment."""
         self._dirty.set()
 
     def note_late(self, names: Iterable[str]) -> None:
@@ -171,7 +177,7 @@ class CatalogCache:
             await trio.sleep(self._interval)
 
     async def save_last(self, supervisors: Mapping[str, Supervisor]) -> None:
-        """Write the latest lists when the run is about to end: its client may not wait longer."""
+        """Write the latest lists at the end of the run, while its client still waits."""
         if self._store is not None:
             with trio.move_on_after(LAST_KEEP_BOUND):
                 await self._save(self._store, supervisors)

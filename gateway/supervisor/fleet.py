@@ -48,10 +48,10 @@ if TYPE_CHECKING:
     Observer = Callable[[Supervisor, PendingCall | None, float], None]
 
 INITIALIZE_WAIT: Final = 1.0
-"""Seconds at most that `initialize` waits for first starts. Capabilities unknown by then are promised, which a list
-cannot do: the rest of a client's patience is for lists."""
+"""Maximum seconds that `initialize` waits for first starts. Capabilities unknown by then are promised, but a list
+cannot promise entries: the rest of a client's patience is for lists."""
 NEW_BACKEND_TIMEOUT: Final = 30.0
-"""Seconds at most that a new config waits for its new backends, whatever their `connect_timeout`."""
+"""Maximum seconds that a new config waits for its new backends, whatever their `connect_timeout`."""
 MAX_RETIRING: Final = 64
 """Replaced backends that may drain at the same time: configs that arrive faster have to wait."""
 
@@ -176,7 +176,10 @@ class Fleet:
                 supervisor.history.observer = None
 
     def offer(self, offers: Mapping[str, Offer] | None) -> list[str]:
-        """Restrict the offer to these tools, or None for all; return unknown names, and then change nothing."""
+        """Restrict the offer to these tools, or None for all.
+
+        Return the unknown names; if there are any, nothing changes.
+        """
         unknown = self._catalog_builder.offer(offers)
         if not unknown:
             self._dirty.set()
@@ -185,7 +188,7 @@ class Fleet:
     def resource_updated(
         self, supervisor: Supervisor, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
     ) -> None:
-        """Pass a resource's update to the clients that watch it; with a key, to that client only."""
+        """Pass a resource update to its watchers; with a key, to that client only."""
         if self.supervisors.get(supervisor.name) is not supervisor:
             return  # while one replaces the other both are subscribed, and one update is enough
         self.wish_list.updated(supervisor.name, uri, params, key)
@@ -195,7 +198,7 @@ class Fleet:
         self.mailboxes.deliver(key, method, params)
 
     def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
-        """Return the clients' subscriptions and log level for a backend; with a key, for that client's session."""
+        """Return the desired state of a backend's session; with a key, of that client's."""
         return self.wish_list.of(backend, key)
 
     def apply_subscriptions(self, backends: Iterable[str] | None = None) -> None:
@@ -229,15 +232,18 @@ class Fleet:
         self._listeners.discard(listener)
 
     def awaits_more(self, scope: Scope | None = None) -> bool:
-        """Return whether a backend without a known catalog may still start, for a caller of this scope."""
+        """Return whether this scope includes a backend without a known catalog that may still start."""
         return any(one.listing is None and not one.known.is_set() for one in self.seen(scope))
 
     def starting_first(self, scope: Scope | None = None) -> list[Supervisor]:
-        """Return the backends of this scope without a known catalog whose first start is in progress."""
+        """Return the scope's backends without a known catalog whose first start is in progress."""
         return [one for one in self.seen(scope) if one.listing is None and not one.settled.is_set()]
 
     def awaited(self, scope: Scope | None = None, era: Era | None = None) -> list[Supervisor]:
-        """Return those of `starting_first` that a client waits for; with its era, also the sessions for that era."""
+        """Return those of `starting_first` that a client waits for.
+
+        With its era, also the sessions for that era.
+        """
         found = self.starting_first(scope)
         if era is not None:
             owners = [one for one in self.seen(scope) if isinstance(one, PerClientSupervisors)]
@@ -285,7 +291,7 @@ class Fleet:
                 supervisor.is_overdue = not supervisor.settled.is_set()
 
     def strangers(self, name: str, kind: Kind | None = None, scope: Scope | None = None) -> Iterator[Supervisor]:
-        """Return the backends without a known catalog that might own this public name, for a caller of this scope."""
+        """Return the scope's backends without a known catalog that might own this public name."""
         snapshot = self.snapshot(scope)
         for supervisor in self.seen(scope):
             namespace = supervisor.config.effective_namespace
@@ -297,7 +303,7 @@ class Fleet:
                 yield supervisor
 
     def disabled_owner(self, name: str, kind: Kind, scope: Scope | None = None) -> str | None:
-        """Return the disabled server that would own this public name, for a caller of this scope."""
+        """Return the scope's disabled server that would own this public name."""
         snapshot = self.snapshot(scope)
         for server in self.config.servers.values():
             prefix = server.effective_namespace + snapshot.naming.separator
@@ -340,7 +346,7 @@ class Fleet:
             self._retired.unpark_all()
 
     def login_owed(self, name: str, reason: str) -> None:
-        """Note that a backend, running or about to be swapped in, waits for a person to log in."""
+        """Note that a backend, current or about to be swapped in, waits for a login."""
         for supervisor in (self.supervisors.get(name), self._fresh.get(name)):
             if supervisor is not None:
                 supervisor.login_owed(reason)
@@ -434,11 +440,11 @@ class Fleet:
                 supervisor.stop(drain_grace=config.gateway.drain_grace, successor=fresh.get(name))
 
     async def _announce(self) -> None:
-        """Announce changes to the listeners, once for all changes within `list_change_delay`."""
+        """Announce list changes, once for all changes within `list_change_delay`."""
         while True:
             await self._dirty.wait()
             await trio.sleep(self.settings.list_change_delay)
-            if self._stopped.is_set():  # clients do not read by then
+            if self._stopped.is_set():  # clients have stopped reading
                 return
             self._dirty = trio.Event()
             fresh, previous = self.snapshot(), self._announced

@@ -1,6 +1,6 @@
-"""Tasks beside a session: one pings an idle backend, one reads its lists again.
+"""Tasks beside a session: one pings an idle backend, one rereads its lists.
 
-Only an idle backend is pinged: calls in flight show by their own deadlines whether it works, and many servers do one
+Only an idle backend is pinged: with calls in flight, their deadlines show whether it works, and many servers do one
 thing at a time, so a silent one may just be busy.
 """
 
@@ -45,7 +45,7 @@ class Relister:
         self._marked.set()
 
     async def run(self, session: Session, listed: Callable[[Listing, str | None], None]) -> None:
-        """Read changed lists, and, less and less often, failed ones, until cancelled.
+        """Read changed lists, and failed ones at growing intervals, until cancelled.
 
         `listed` gets the listing, and the feature that the backend has announced, if any.
         """

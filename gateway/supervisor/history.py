@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
 
 MAX_TIMES: Final = 512
-"""Durations kept: enough for a p99 that five calls decide; 4 kB a backend."""
+"""Durations kept: enough that five calls decide the p99; 4 kB a backend."""
 MAX_ERRORS: Final = 20
 """Errors kept."""
 MAX_TEXT: Final = 300
@@ -80,9 +80,9 @@ class CallStats:
         self.calls = 0
         """Ended calls, including cancelled ones."""
         self.failed = 0
-        """Those of them that ended in an error, the backend's own or the gateway's."""
+        """Ended calls with an error, the backend's own or the gateway's."""
         self.refused = 0
-        """Those of these that ended in the backend's own error."""
+        """Failed calls whose error was the backend's own."""
         self.cancelled = 0
         """Cancelled calls."""
         self.input_required = 0

@@ -1,4 +1,4 @@
-"""The lifecycle of a backend: its states, the delays between its restarts, and its status. Pure: no clock, no tasks.
+"""The lifecycle of a backend: states, delays between restarts, status. No clock, no tasks.
 
     stopped ──> starting ──> ready ──> backoff ──> starting ...
        ^           │ └──> backoff / failed │
@@ -80,10 +80,12 @@ class Backoff:
         self._random = random
 
     def failed(self, healthy_for: float, *, has_served: bool = False) -> float | None:
-        """Count a failure after `healthy_for` seconds in `ready`; return the delay, or None to stop restarting.
+        """Count a failure; return the delay before the next start, None to stop restarting.
 
-        A session that has served calls was healthy, however short: its end is not a quick failure, and stops the
-        restarts only if the policy allows none at all.
+        `healthy_for` is the time in `ready`, in seconds.
+
+        A session that has served calls was healthy, however short: its end is not a quick failure, and restarts stop
+        only if the policy allows none at all.
 
         The delay is `initial_delay` doubled for each consecutive failure, at most `max_delay`, then shortened by a
         random share of up to `jitter`, so that backends which fail together do not restart together.
@@ -125,7 +127,7 @@ class EraPreference:
         self.other, self._is_bridging, self._is_changing, self._is_open = other, has_failed, False, True
 
     def change(self, era: Era) -> None:
-        """Note that the session ends to make way for this era, not tried again for `ERA_LINGER` if it fails."""
+        """Note a change to this era; after a failure none follows for `ERA_LINGER`."""
         self.preferred = era
         self._changed_at, self._is_changing = self._used_at[era], True
         self.closed()
@@ -135,7 +137,10 @@ class EraPreference:
         self.other, self._is_open = None, False
 
     def note_call(self, pending: PendingCall, *, is_busy: bool) -> bool:
-        """Note a call; return whether it is of the other era, and the session's era seems to have no clients."""
+        """Note a call; return whether the session should change to its era.
+
+        It should if the call is of the other era, and the session's own era seems to have no clients.
+        """
         era = pending.call.caller.era
         self._used_at[era] = pending.opened_at  # also for a call that waits for its session
         if era is self.other:
@@ -148,7 +153,7 @@ class EraPreference:
 
     @property
     def warning(self) -> str | None:
-        """Log that clients are bridged which the server could serve in their own era."""
+        """A warning that clients are bridged although the server speaks their era, if so."""
         if not self._is_bridging or self.other is None:
             return None
         return f"{self.other} clients use its session of the other era; 'era': 'each' starts it once for either"
@@ -196,10 +201,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupervisorEvents(Protocol[S_contra]):
-    """A supervisor's reports to the fleet, or to the owner of one client's session. Methods must not wait."""
+    """A supervisor's reports to its owner: the fleet, or a `PerClientSupervisors`.
+
+    Methods must not wait.
+    """
 
     def backend_changed(self, supervisor: S_contra, feature: str | None = None) -> None:
-        """Note that the state or the lists of a backend have changed; with a feature, the backend has announced it."""
+        """Note a change of a backend's state or lists; `feature` is one that the backend has announced."""
 
     def resource_updated(
         self, supervisor: S_contra, uri: str, params: dict[str, msgspec.Raw], key: str | None = None
@@ -210,5 +218,5 @@ class SupervisorEvents(Protocol[S_contra]):
         """Pass a notification to one client only."""
 
     def desired_state(self, backend: str, key: str | None = None) -> DesiredState:
-        """Return the subscriptions and log level for a backend; with a key, for that client's session."""
+        """Return the desired state of a backend's session; with a key, of that client's."""
         ...

@@ -1,8 +1,8 @@
-"""Limits of one backend: its rate, a circuit breaker, and strikes for crashes. None has a clock.
+"""Limits of one backend: rate, circuit breaker, strikes for crashes. None has a clock.
 
 `CallLimits` holds them for one backend, across all its sessions, and refuses calls: above the rate as busy, behind an
-open circuit breaker as unavailable. It is asked once when a call is submitted, notified once when the call ends, and
-costs nothing if the config sets no limits.
+open circuit breaker as unavailable. `admit` is called once for each submitted call and `ended` once at its end; both
+cost nothing if the config sets no limits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("gateway.supervisor")
 MAX_NAMED: Final = 5
 """Calls named in the log when a backend dies with many in flight."""
 MAX_ORIGINS: Final = 1_024
-"""Clients of one backend whose crashes are counted; each has cost a start, so the table fills slowly."""
+"""Clients of one backend whose crashes are counted; each crash costs a start, so the table fills slowly."""
 
 
 class BreakerState(enum.StrEnum):
@@ -41,7 +41,7 @@ class BreakerState(enum.StrEnum):
 
 
 class Breaker:
-    """Opens after consecutive failures; when its time is up it admits one call, whose outcome decides.
+    """A circuit that opens after consecutive failures, and later admits one trial call.
 
     Only failures of the backend count: a call that its client cancelled proves nothing.
     """
@@ -95,7 +95,7 @@ class Strikes:
         return len(self._at)
 
     def add(self, origin: str, now: float, *, is_sure: bool = True) -> None:
-        """Count a crash to a client; `is_sure` says that no other client had calls in flight."""
+        """Count a crash to a client; `is_sure`: no other client had calls in flight."""
         for other in [one for one, crashes in self._at.items() if crashes[-1][0] + self._limit.within <= now]:
             del self._at[other]
         crashes = self._at.pop(origin, None) or deque(maxlen=self._limit.crashes)
@@ -105,7 +105,7 @@ class Strikes:
             del self._at[next(iter(self._at))]
 
     def answered(self, origin: str) -> None:
-        """Forget the crashes that are not certain: a client that gets answers may just have been the busiest one.
+        """Forget uncertain crashes: a client that gets answers may just have been the busiest.
 
         Otherwise a client whose calls crash the backend after a while could cause another one to be refused.
         """

@@ -1,11 +1,11 @@
-"""Backends with more than one session: `session: client`, `session: call`, and servers that offer both eras.
+"""Backends with more than one session: for each client, each call, or each era.
 
-`PerClientSupervisors` supervises the shared session, which lists and subscribes for all clients, and further sessions
-for calls: one for each client (a stdio process, a legacy session, an authenticated principal), opened on first use and
-closed with the client or when idle, or one for each call. Each declares exactly the capabilities of its client. A
-shared backend of both eras has one further session, for the clients of the era that the first one does not speak: it is
-opened for their first list or call, and what it lists differently is part of the backend's listing. Bounded in number;
-all are tasks of this supervisor's own nursery.
+`PerClientSupervisors` (`session: client` or `call`, or a server of both eras) supervises the shared session, which
+lists and subscribes for all clients, and further sessions for calls: one for each client (a stdio process, a legacy
+session, an authenticated principal), opened on first use and closed with the client or when idle, or one for each call.
+Each declares exactly the capabilities of its client. A shared backend of both eras has one further session, for the
+clients of the era that the first one does not speak: it is opened for their first list or call, and what it lists
+differently is part of the backend's listing. Bounded in number; all are tasks of this supervisor's own nursery.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ log = logging.getLogger("gateway.supervisor")
 
 
 class ClientSupervisor(Supervisor):
-    """The owner of one session of one client or call; it ends when the session is idle or has failed."""
+    """The owner of one client's or call's session; ends when that is idle or has failed."""
 
     alone = False
     """Whether no further call can arrive, so that a start is of no use once its calls have been cancelled."""
 
     async def run(self) -> None:
         """Own the session; see `Supervisor.run`."""
-        works_for(backend=self.name)  # the task was started by a client's
+        works_for(backend=self.name)  # started in the context of a client's task
         await super().run()
 
     def call_ended(self, pending: PendingCall) -> None:
@@ -61,13 +61,13 @@ class ClientSupervisor(Supervisor):
             self.stop()
 
     def freed(self) -> None:
-        """Note that a call has ended; the backend is idle only where both its sessions are."""
+        """Note that a call has ended; the backend is idle only if both its sessions are."""
         super().freed()
         if self._sibling is not None:
             self._sibling._used_at = self._used_at
 
     def is_over(self, delay: float | None) -> bool:
-        """Return whether this was the last session: no call is queued, and no further one can arrive."""
+        """Return whether no session is to follow: no call is queued, and none can arrive."""
         return (delay is None or self.alone) and not self._queue.tidy()
 
     async def _serve(self, session: Session) -> None:
@@ -113,7 +113,10 @@ class PerClientSupervisors(Supervisor):
         private.submit(pending)
 
     def _key(self, caller: Caller) -> object | None:
-        """Return the client that shares a session, None for the first one; anonymous modern requests share none."""
+        """Return the key of a caller's session; None for the shared one.
+
+        Anonymous modern requests have no session in common.
+        """
         if self.config.session == "shared":
             has_own = caller.era is self._eras.other or (caller.era,) in self._private  # also while the first is away
             return (caller.era,) if has_own else None
@@ -125,7 +128,7 @@ class PerClientSupervisors(Supervisor):
         """Keep the session: each era has its own."""
 
     def _sort_queue(self) -> None:
-        """Move the calls of the other era, submitted before it was known that the server offers both."""
+        """Move the calls of the other era that were queued before the server's eras were known."""
         other = self._eras.other
         if self.config.session == "shared" and other is not None and not self._stopping.is_set():
             for pending in self._queue.take(math.inf):
@@ -135,7 +138,10 @@ class PerClientSupervisors(Supervisor):
                 owner._queue.put_back(pending)
 
     def starting_for(self, era: Era) -> Supervisor | None:
-        """Return the owner of the session for the other era until it has listed; the first list starts it."""
+        """Return the owner of the session for this era until it has listed.
+
+        The first list starts it.
+        """
         is_wanted = self.listing is not None and not self.listing.has_both_eras
         if not is_wanted or era is not self._eras.other or self.config.session != "shared" or self._stopping.is_set():
             return None
@@ -146,7 +152,7 @@ class PerClientSupervisors(Supervisor):
         return None if private is None or private.settled.is_set() else private
 
     def _keep_listing(self, listing: Listing, feature: str | None) -> None:
-        """Publish the lists of the first session with those, present or cached, of the other era's."""
+        """Publish the first session's lists, merged with the present or cached ones of the other era."""
         known, other = self.listing, self._eras.other
         if self.config.session == "shared" and other is not None:
             private = self._private.get((other,))
@@ -157,14 +163,14 @@ class PerClientSupervisors(Supervisor):
         super()._keep_listing(listing, feature)
 
     def take_over(self, queue: CallQueue) -> None:
-        """Queue the calls of the other era's session, which the server has refused, and forget its lists."""
+        """Queue the calls of the other era, which the server has refused, and forget its lists."""
         self._private.pop((self._eras.other,), None)
         super().take_over(queue)
         if self._session is not None:
             self._keep_listing(self._session.listing, None)
 
     def listed_for(self, era: Era, listing: Listing, feature: str | None) -> None:
-        """Publish the lists of the other era's session; with a feature, it has announced that those lists changed."""
+        """Publish the lists of the other era's session; `feature` is one that it has announced."""
         if self._session is None:
             first = self.listing and self.listing.in_era(era.other)
         else:
@@ -179,7 +185,7 @@ class PerClientSupervisors(Supervisor):
             private._relister.mark(feature, is_announced=False)
 
     def relist(self, feature: str) -> None:
-        """Read a feature's lists again, whose change was announced to another session or not at all."""
+        """Read a feature's lists again after a change that this session was not notified of."""
         self._relister.mark(feature, is_announced=False)
 
     def _make(self, key: object, era: Era, capabilities: msgspec.Raw | None = None) -> ClientSupervisor:
@@ -217,7 +223,7 @@ class PerClientSupervisors(Supervisor):
             private.pass_on(method, params, key)
 
     def apply_subscriptions(self) -> None:
-        """Update every session: a level that a client sets later applies to its existing sessions, too."""
+        """Update every session: a log level set later applies to existing sessions too."""
         super().apply_subscriptions()
         for private in self._private.values():
             private.apply_subscriptions()
@@ -238,7 +244,7 @@ class PerClientSupervisors(Supervisor):
         self._events.resource_updated(self, uri, params, key)
 
     def desired_state_of(self, key: str | None) -> DesiredState:
-        """Return the subscriptions and log level for a client's session; one for a single call has no subscriptions."""
+        """Return the desired state of a client's session; one for a single call has no subscriptions."""
         return (
             DesiredState(self.desired_state().log_level) if key is None else self._events.desired_state(self.name, key)
         )
@@ -250,7 +256,7 @@ class PerClientSupervisors(Supervisor):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is wrong with its lists, and with what its config says of them; it bridges no clients of its own."""
+        """Problems of its lists, and of the tools that the config names."""
         return tuple(text for text in super().warnings if text != self._eras.warning)
 
     @property
@@ -287,7 +293,7 @@ class _ClientEvents:
         self._listed: Listing | None = None
 
     def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
-        """Handle the end of the session, or a change of its lists after the first ones."""
+        """Handle the session's end, or a change of its lists after the first."""
         if supervisor.ended:
             self._owner.gone(self._key, supervisor)
         elif (self._client or self._era) is not None and supervisor.state is State.READY:

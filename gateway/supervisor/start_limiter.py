@@ -1,4 +1,6 @@
-"""Limit how many child processes start concurrently: three hundred together would all be slow, and all time out.
+"""A limit on concurrent starts of child processes.
+
+Three hundred that started together would all be slow, and all time out.
 
 `StartLimiter` wraps an opener; it has no task. A start waits here for a slot, before its `connect_timeout` begins, and
 releases the slot when its session is open or has failed to open. A backend with a waiting caller goes first. Starts
@@ -62,7 +64,10 @@ class StartLimiter:
         capabilities: msgspec.Raw | None = None,
         era: Era | None = None,
     ) -> AsyncGenerator[Session]:
-        """Open a session when it is this backend's turn. Raises what the opener raises. Cancelling leaves the queue."""
+        """Open a session when it is this backend's turn.
+
+        Raises what the opener raises. Cancelling leaves the queue.
+        """
         slot = _Slot(listener)
         try:
             if config.command is not None:

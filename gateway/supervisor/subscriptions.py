@@ -1,8 +1,8 @@
 """Messages to clients besides the outcomes of calls: resource updates, log messages, notifications.
 
 `SubscriptionRegistry` counts by client, so that a backend is subscribed to a resource once, however many clients are,
-and has the most verbose log level of all its clients. Sessions apply this to their backend, also after a restart. It is
-indexed by backend and by client: frequent events look only at the entries that they concern.
+and gets the most verbose log level that any client has set. Sessions apply this to their backend, also after a restart.
+It is indexed by backend and by client: frequent events look only at the entries that they concern.
 
 `ClientNotifications` delivers messages for one client only, by the key of its backend sessions: the stdio process, a
 legacy session, or an authenticated principal. A principal may have several streams open; each of them receives
@@ -42,7 +42,7 @@ class _Watched:
     def __init__(self) -> None:
         self.watchers: dict[str, dict[object, _Watcher]] = {}
         self._wholes: defaultdict[str, set[str]] = defaultdict(set)
-        """URIs by themselves without trailing slashes: the URI of a resource that is part of one begins with that."""
+        """URIs by their form without trailing slashes, with which the URI of any part of the resource begins."""
 
     def add(self, uri: str, client: object, watcher: _Watcher) -> None:
         self.watchers.setdefault(uri, {})[client] = watcher
@@ -59,7 +59,7 @@ class _Watched:
                 del self._wholes[whole]
 
     def concerned(self, uri: str) -> set[str]:
-        """Return the watched URIs that are this resource, or one that contains it."""
+        """Return the watched URIs of this resource, and of resources that contain it."""
         concerned = {uri} if uri in self.watchers else set[str]()
         if uri.count("/") > len(self._wholes):  # a URI may consist of slashes
             for whole, watched in self._wholes.items():
@@ -74,7 +74,10 @@ class _Watched:
 
 
 class SubscriptionRegistry:
-    """The subscriptions and log levels of all clients. A key object that lives as long as its client identifies it."""
+    """The subscriptions and log levels of all clients.
+
+    A client is identified by a key object that lives as long as the client.
+    """
 
     def __init__(self) -> None:
         self._levels: dict[object, str] = {}
@@ -93,7 +96,7 @@ class SubscriptionRegistry:
             self._levels[client] = level
 
     def lend_level(self, level: str) -> bool:
-        """Set the log level of a stateless request for `LEVEL_KEPT` seconds; return whether it changes anything."""
+        """Set a stateless request's log level for `LEVEL_KEPT` seconds; return whether that changes anything."""
         is_new = level not in self._lent
         self._lent[level] = trio.current_time() + LEVEL_KEPT
         if is_new:
@@ -138,7 +141,7 @@ class SubscriptionRegistry:
         return {backend for backend, _ in keys}
 
     def of(self, backend: str, key: str | None = None) -> DesiredState:
-        """Return the subscriptions and log level for this backend's session; with a key, for that client's own."""
+        """Return the desired state of this backend's session; with a key, of that client's."""
         level = min((*self._levels.values(), *self._lent), key=LOG_LEVELS.index, default=None)
         if backend not in self._backends:
             return DesiredState(level)
@@ -149,7 +152,7 @@ class SubscriptionRegistry:
         return DesiredState(level, frozenset(own))
 
     def updated(self, backend: str, uri: str, params: dict[str, msgspec.Raw], key: str | None = None) -> None:
-        """Notify the subscribers of this resource, or of one that contains it (server/resources).
+        """Notify the subscribers of this resource and of those that contain it (server/resources).
 
         With a key, only that client: the update arrived in its own session.
         """
@@ -163,7 +166,10 @@ class SubscriptionRegistry:
 
 
 class ClientNotifications:
-    """All receivers of all clients. A receiver is called with a method and params, and returns immediately."""
+    """The receivers of all clients, each called with a method and params.
+
+    A receiver returns immediately.
+    """
 
     def __init__(self) -> None:
         self._receivers: dict[str, list[Receiver]] = {}

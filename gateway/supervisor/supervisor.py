@@ -1,4 +1,4 @@
-"""The owner of one backend: opens its session, sends it calls or queues them, restarts, drains and stops it.
+"""The owner of one backend: opens its session, sends or queues calls, restarts, drains, stops.
 
 The backend's whole life happens inside `Supervisor.run`, one task under the fleet's nursery; other tasks only submit
 calls, set events and read fields. `BackendError`, `OSError` and a start that exceeds its timeout lead to a restart;
@@ -69,7 +69,7 @@ class Supervisor:
         self.listing: Listing | None = last_good
         """The backend's last lists, perhaps from an earlier run of the gateway; None if there are none."""
         self.is_overdue = is_overdue
-        """Whether a client has waited too long for its first start, perhaps in an earlier run: no list waits again."""
+        """Whether a client has waited too long for its first start, perhaps in an earlier run; no later list waits."""
         self.settled = trio.Event()
         """Set when the first start has ended, successfully or not."""
         self.known = trio.Event()
@@ -101,7 +101,7 @@ class Supervisor:
     # Called by other tasks. None of it waits.
 
     def submit(self, pending: PendingCall) -> None:
-        """Send a call if nothing is queued and a slot is free; else queue it, within its own deadline.
+        """Send a call if nothing is queued and a slot is free; else queue it.
 
         Raises:
             BackendUnavailable: the backend has failed, is stopped or draining, or its circuit breaker is open.
@@ -147,7 +147,7 @@ class Supervisor:
             self.gate.ended(pending, pending.outcome, now)
 
     def take_back(self, pending: PendingCall, outcome: Outcome) -> bool:
-        """Queue a call again whose backend died, if it may be sent once more (`retry`)."""
+        """Return a call to the queue after the backend died, if `retry` permits another attempt."""
         if not self.config.retry or self._stopping.is_set() or not may_resend(pending, outcome, self.listing):
             return False
         sent = {"event": "call_resent", "backend": self.name, "call": pending.number}
@@ -177,7 +177,7 @@ class Supervisor:
         self._queue.put_back(*calls)
 
     def request_start(self) -> None:
-        """Note that a caller needs the backend: start a stopped one, cut a backoff to its first step.
+        """Note a caller's need: start a stopped backend, cut a backoff to its first step.
 
         A failed backend is tried again after `max_delay`, since it may have recovered. Callers, however many, must not
         use up the quick failures: only `wake` starts it immediately.
@@ -187,13 +187,13 @@ class Supervisor:
             self.wake()
 
     def login_owed(self, reason: str) -> None:
-        """Note that the start waits for a person: callers need not wait for it, and the status shows the reason."""
+        """Note that the start waits for a login: callers do not, and the status shows it."""
         self.last_error = reason
         self.settled.set()
         self.known.set()
 
     def wake(self) -> None:
-        """Cut the present wait short: start now."""
+        """Start now, whatever the task is waiting for."""
         self._woken.set()
 
     def stop(self, *, drain_grace: float = 0.0, successor: Supervisor | None = None) -> None:
@@ -221,7 +221,7 @@ class Supervisor:
         self._successor = None
 
     def apply_subscriptions(self) -> None:
-        """Apply the clients' subscriptions to the backend, now if it is ready, else when it is."""
+        """Apply the clients' subscriptions to the backend as soon as it is ready."""
         if self._session is not None:
             self._session.upkeep.set_desired(self.desired_state())
 
@@ -231,7 +231,7 @@ class Supervisor:
             self._session.upkeep.subscribed(uri)
 
     def pass_on(self, method: str, params: msgspec.Raw, key: str) -> None:
-        """Pass on a client's notification unchanged, if the backend is ready; a shared session serves all clients."""
+        """Pass on a client's notification unchanged, if the backend is ready."""
         del key
         if self._session is not None:
             self._session.upkeep.pass_on(method, params)
@@ -249,7 +249,7 @@ class Supervisor:
 
     @property
     def offered(self) -> bool:
-        """Whether its entries are listed: it is ready, briefly away, or starts with its next call."""
+        """Whether its entries are listed: it is ready, briefly away, or started by a call."""
         if self._failed_for_good:
             return False  # a new start after a final failure lists nothing until it has succeeded
         return self.state in LISTED or (self.state is State.STOPPED and not self._stopping.is_set())
@@ -310,7 +310,7 @@ class Supervisor:
     # The task.
 
     async def run(self) -> None:
-        """Own the backend until `stop`; return when its session is closed and no call waits for it."""
+        """Own the backend until `stop`; return once its session is closed and its queue empty."""
         try:
             if self.config.start == "lazy" and self.listing is not None:
                 self.settled.set()
@@ -331,7 +331,7 @@ class Supervisor:
             self._to(State.STOPPED)
 
     def is_over(self, delay: float | None) -> bool:
-        """Return whether no session is to follow, though `stop` was not called; never for a shared backend."""
+        """Return whether no session is to follow even without `stop`; never for a shared backend."""
         del delay
         return False
 
@@ -340,7 +340,7 @@ class Supervisor:
         return self._events.desired_state(self.name)
 
     async def _live(self) -> float | None:
-        """Run one session from start to end; return the delay before the next, or None to stop restarting."""
+        """Run one session; return the delay before the next, or None to stop restarting."""
         self._woken = trio.Event()
         self._has_served = False
         ready_at: float | None = None
@@ -397,7 +397,7 @@ class Supervisor:
         return delay
 
     async def _wait_backoff(self, delay: float | None) -> None:
-        """Wait before the next start: for the backoff, or for a caller if the backend is failed or idle."""
+        """Wait before the next start: for the backoff, or, if failed or idle, for a caller."""
         if self._stopping.is_set():
             return
         if delay is None:  # failed or idle
@@ -462,7 +462,7 @@ class Supervisor:
                 await self._stopping.wait()
 
     async def _pump(self, session: Session) -> None:
-        """Move calls from the queue to the session, up to the limits of `max_concurrency` and the transport."""
+        """Move calls from the queue to the session, as `max_concurrency` and the transport permit."""
         while not self._serving.cancel_called:  # otherwise its calls are for a session of another era
             if (room := self.free_slots) <= 0:
                 await self._freed.park()
@@ -471,7 +471,7 @@ class Supervisor:
             elif not session.can_send:
                 await session.wait_writable()
                 if not session.can_send:
-                    await trio.sleep_forever()  # it has ended, and with it this task; its successor gets the calls
+                    await trio.sleep_forever()  # the session has ended and cancels this task
             elif batch := self._queue.take(room):
                 session.send(batch)
             else:
