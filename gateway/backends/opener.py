@@ -1,7 +1,7 @@
-"""Open backend sessions: choose the transport of each server, and sign requests to servers that want OAuth.
+"""The opener of backend sessions: chooses each server's transport, and signs requests with OAuth.
 
-Modules that only some transports need are imported when the first such server is opened: they cost 0.1 s and more,
-which a gateway of stdio servers does not pay.
+Modules that only some transports need are imported when the first such server is opened: they cost 0.1 s or more, which
+a gateway with only stdio servers saves.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 class SessionOpener:
     """Implements `gateway.backends.session.interface.Opener`. Owns the tasks that renew tokens.
 
-    `name` is the gateway's, as servers see it; `gateways` and `marker` are those of its `Lineage`. Eras and tokens are
-    kept in `store`, or in memory without one. `waiting` returns the calls that wait for a backend and whose clients can
-    be asked to log in; `note_login_required` is called with a backend that waits for a person, and the reason.
+    `name` is the gateway's name, as servers see it; `gateways` and `marker` are those of its `Lineage`. Eras and tokens
+    are kept in `store`, or in memory without one. `waiting` returns the calls that wait for a backend and whose clients
+    can be asked to log in; `note_login_required` is called with a backend that waits for a person, and the reason.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class SessionOpener:
         self._http: HttpOpener | None = None
         self._logins: Logins | None = None
         self._adding_logins = trio.Lock()
-        self._nursery: trio.Nursery  # of the logins; opened and closed by `run`
+        self._nursery: trio.Nursery  # for the logins; opened and closed by `run`
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled. Only servers that may want OAuth need it."""

@@ -1,10 +1,10 @@
-"""Opening sessions: the known era of each server, and another attempt if a server ends too early.
+"""Opening sessions: the known eras of servers, and another attempt after an early end.
 
 `EraRecords.open` runs an attempt to open a session. If the process or connection ends before its era is known, it runs
-another attempt immediately: servers that end at any first message but `initialize` get that first, those that end at
-its version an older one. Results are kept for `ERA_MAX_AGE`, in the state directory if there is one, under a digest of
-the server's command line or URL, and are dropped when a start with them fails or the server's own version changes.
-Nothing here depends on the transport.
+another attempt immediately: a server that ends at any first message but `initialize` gets that first, one that ends at
+its version gets an older one. Results are kept for `ERA_MAX_AGE`, in the state directory if there is one, under a
+digest of the server's command line or URL, and are dropped when a start with them fails or the server's own version
+changes. Nothing here depends on the transport.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.store import Store
 
 STORE_WAIT: Final = 1.0
-"""Seconds for the state directory; a hanging disk must not delay a start."""
+"""Seconds to read or write the state directory; a hanging disk must not delay a start."""
 
 _S = TypeVar("_S", bound="Session")
 
@@ -66,13 +66,13 @@ class EraRecords:
         attempt: Callable[[Attempts], AbstractAsyncContextManager[_S]],
         era: Era | None = None,
     ) -> AsyncGenerator[_S]:
-        """Open a session by `attempt`, which is called again if the server ends before its era is known.
+        """Open a session with `attempt`, called again if the server ends too early.
 
-        If the server is known to offer both eras, the session is opened in `era`, by default in the one of the last
-        session of a child process, and in the modern one over HTTP.
+        If the server is known to offer both eras, the session is opened in `era`. The default is the era of the last
+        session for a child process, and the modern era over HTTP.
 
         Raises:
-            BackendError, OSError, trio.TooSlowError: as the last attempt, perhaps grouped.
+            BackendError, OSError, trio.TooSlowError: from the last attempt, perhaps grouped.
         """
         known = await self._recall(config)
         record: EraRecord | None = known.record
@@ -157,7 +157,7 @@ class EraRecords:
         greeting: ServerIntroduction,
         attempts: Attempts,
     ) -> None:
-        """Record the result of a start; if it used a record, that one stays, with its age."""
+        """Record the result of a start; a record that it used stays, with its age."""
         known.skips_probe = known.has_walked = False
         if record is not None and greeting.era is Era.LEGACY and not attempts.was_probed:
             if _own_version(record.server_info) == _own_version(greeting.server_info):

@@ -31,18 +31,18 @@ SHOWN: Final = 500
 """Bytes shown of a longer line, or of a line in an error."""
 READ_BYTES: Final = 65_536
 HOLD_TIME: Final = 2.0
-"""Seconds of silence after which held lines are logged: the server may be waiting for a person."""
+"""Seconds of silence after which held lines are logged: the server may be waiting for its user."""
 HELD_LINES: Final = 500
 """Maximum held lines; then they are logged."""
-NO_CALL: Final = "has no client to go to: no call is in flight here"
+NO_CALL: Final = "belongs to no client: no call is in flight in this session"
 """The response to a request outside of any call. Servers ask for roots at startup, log this, and work."""
 SHOWN_LINES: Final = 20
 """Last lines shown by the management API and `doctor`."""
 SEARCHED_LINES: Final = 60
-"""Last lines searched for the informative one: the stack trace below an exception is long."""
+"""Last lines searched for the informative one: a long stack trace may follow an exception."""
 
 MAX_SPREAD: Final = 4 * 1_048_576
-"""Bytes kept of an object spread over lines, to recognize it."""
+"""Bytes kept of an object that is spread over lines, to recognize it."""
 ONE_LINE: Final = "on stdout each message must be on one line, so print it without indentation"
 SPREAD: Final = f"wrote a JSON message spread over several lines; {ONE_LINE}"
 
@@ -53,7 +53,7 @@ _ANSI: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _GROUP: Final = re.compile(r"^ *[|+] ?")
 """The prefix of each line of a Python exception group."""
 _FRAME: Final = re.compile(r"(?:Exception Group )?Traceback \(most recent|\s*File \".*\", line \d+")
-"""Lines of Python after which the first one without indentation is the exception, whatever its name."""
+"""Lines of Python that precede an exception, the first line without indentation, whatever its name."""
 _NOISE: Final = re.compile(
     r"""
     [\s~^|+\-=*.\d]*$                                           # marks below code, rulers
@@ -89,11 +89,11 @@ _CONTINUATION_LINES: Final = 2
 
 
 def informative(lines: Sequence[str]) -> str:
-    """Return the cause of a failure from the last lines of a program, on one line.
+    """Return the cause of a failure, on one line, from a program's last lines.
 
-    That is the last exception or error statement with its causes, of npm's errors the first; else the last line with
-    a word like "failed", else the last line that is not decoration. The rules consider only the form of the lines, and
-    are those of Python, Node, npm, npx, uv, uvx, docker, Java, Deno and Bun.
+    That is the last exception or error statement (of npm's errors the first) with its causes; else the last line with a
+    word like "failed"; else the last line that is not decoration. The rules consider only the form of the lines, and
+    cover Python, Node, npm, npx, uv, uvx, docker, Java, Deno and Bun.
     """
     found: list[str] = []  # the statement and its causes, each with its further lines
     further, sign = 0, " "
@@ -226,13 +226,13 @@ def _masked(line: bytes) -> str:
 
 
 class StrayLines:
-    """Lines of a child's stdout that are not MCP messages: their number, the last one, and objects that they form."""
+    """Lines of a child's stdout that are not MCP messages, and objects that they form."""
 
     def __init__(self) -> None:
         self.count = 0
         self.last = ""
         self.is_open = False
-        """Whether an object has begun that has no end yet."""
+        """Whether an object has begun and not ended."""
         self._parts: list[bytes] = []
         self._size = self._depth = 0
 
@@ -242,7 +242,7 @@ class StrayLines:
         self.last = SECRETS.mask(line[:MAX_LINE].decode(errors="replace"))[:SHOWN].strip()
 
     def join(self, line: bytes) -> bytes | None:
-        """Return the object or array that ends with this line, if it is spread over several lines."""
+        """Return the object or array over several lines that ends with this one."""
         if not _JSON_LINE.match(line):
             self._reset()
         if not self._parts and line.lstrip()[:1] not in {b"{", b"["}:

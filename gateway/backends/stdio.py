@@ -57,9 +57,9 @@ SAFE_ENVIRONMENT: Final = (
 """Variables that a child inherits by default. Secrets of the gateway's own environment are not among them, so a proxy
 address with a user name is left out."""
 GATEWAYS_VARIABLE: Final = "MCP_GATEWAY_GATEWAYS"
-"""The variable that names to a child the gateways that have started it (`gateway.runtime.Lineage`)."""
+"""The variable that tells a child which gateways have started it (`gateway.runtime.Lineage`)."""
 EXIT_STATUS_WAIT: Final = 0.02
-"""Seconds between the end of a child's stdout and the error to its calls, to learn the exit status for the message."""
+"""Seconds between the end of a child's stdout and the error for its calls, which names the exit status."""
 MAX_UNREAD_REPLIES: Final = 4 * 1_048_576
 """Bytes of queued replies to a backend's own requests; if it sends requests but reads no replies, later requests stay
 unanswered. Its stdout cannot be held back instead: it may be busy writing a result there."""
@@ -71,7 +71,7 @@ log = logging.getLogger("gateway.backend")
 
 
 def child_environment(config: ServerConfig, environ: Mapping[str, str], marker: str = "") -> dict[str, str]:
-    """Return the environment of a backend's child: safe defaults, the config's variables, and the gateways above it."""
+    """Return a child's environment: safe defaults, the config's variables, the gateways above."""
     inherited = {name: environ[name] for name in SAFE_ENVIRONMENT if name in environ}
     for name in [name for name, value in inherited.items() if name.lower().endswith("_proxy") and "@" in value]:
         del inherited[name]
@@ -117,7 +117,7 @@ class StdioSession:
 
     @property
     def stray_output(self) -> str:
-        """The child's output on stdout that is not MCP, as text for the status; empty without any."""
+        """Output on stdout that is not MCP, as text for the status, or empty."""
         return self._stray.describe()
 
     @property
@@ -126,7 +126,7 @@ class StdioSession:
         return not self._conversation.is_closed and self._outbox.is_writable
 
     def send(self, pending_calls: list[PendingCall]) -> None:
-        """Send calls: one alone immediately, those submitted while others are in flight with one write for all."""
+        """Send calls: one alone immediately, several concurrent ones in one write."""
         direct = self._conversation.in_flight == 0
         self._post(b"".join(map(self._conversation.encode_call, pending_calls)), direct=direct)
 
@@ -151,7 +151,7 @@ class StdioSession:
 
     @property
     def has_read(self) -> bool:
-        """Whether the child has read any of its input; true also if the system does not report it."""
+        """Whether the child has read any input; true if the system cannot tell."""
         fd, unread = self._child.stdin.fileno(), 0
         if fcntl is not None and termios is not None and fd >= 0:
             with contextlib.suppress(OSError):
@@ -159,7 +159,7 @@ class StdioSession:
         return self._outbox.written > unread
 
     async def open(self, attempts: Attempts) -> None:
-        """Shake hands and list, within `connect_timeout`. Raises BackendError."""
+        """Shake hands and read the lists, within `connect_timeout`. Raises BackendError."""
         config = self._config
         if attempts.era == "auto":
             self._stderr.hold()
@@ -178,7 +178,7 @@ class StdioSession:
         self._stderr.release(logging.DEBUG)
 
     def close(self, problem: BackendExited, *, restarts: bool = False) -> None:
-        """Finish every pending request; `restarts`: the process ended at the probe, and another one follows."""
+        """Finish every pending request; `restarts`: another process follows one that ended at the probe."""
         self._stderr.release(logging.DEBUG if restarts else logging.INFO)
         self._conversation.close(problem)
 
@@ -202,7 +202,7 @@ class StdioSession:
         self._unanswered += 1
 
     async def _write_stdin(self) -> None:
-        """Write queued messages; a child that does not read counts as gone, though it may still run and write."""
+        """Write queued messages; a child that does not read counts as gone."""
         async with trio.open_nursery() as nursery:
 
             async def until_end(wait: Callable[[], Awaitable[None]]) -> None:
@@ -251,7 +251,7 @@ class StdioSession:
         await self._gone("")
 
     async def _gone(self, how: str) -> None:
-        """End the session; the reason is the child's exit status, if it has exited, and its stderr."""
+        """End the session, with the exit status and stderr of the child as the reason."""
         if self._child.returncode is not None:
             how = self._child.describe_exit()
             with trio.move_on_after(LAST_OUTPUT_WAIT):
@@ -262,7 +262,7 @@ class StdioSession:
         raise self._problem
 
     def _explain(self, problem: str) -> str:
-        """Return the problem with the child's own output: stderr, and, until the session is open, stdout."""
+        """Return the problem, with the child's stderr and, before the session opens, its stdout."""
         parts = [problem]
         if not self._is_open:
             parts.append(self._stray.describe())
@@ -277,7 +277,9 @@ class StdioSession:
 async def open_stdio(
     config: ServerConfig, listener: SessionObserver, *, guard: ChildGuard, hop: Hop, attempts: Attempts
 ) -> AsyncGenerator[StdioSession]:
-    """Start the child, shake hands, list; on leaving, run the shutdown sequence. `attempts` says how to begin.
+    """Start the child and open a session; on leaving, run the shutdown sequence.
+
+    `attempts` decides the first message.
 
     Raises:
         BackendError: the child cannot be started, does not speak MCP, is not ready within `connect_timeout`, or (in the
@@ -295,7 +297,7 @@ async def open_stdio(
                 await session.open(attempts)
                 nursery.start_soon(session.upkeep.run, session.greeting)
                 yield session
-                nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
+                nursery.cancel_scope.cancel(reason="the supervisor has closed the session")
         finally:
             attempts.has_read = session.has_read
             # No call may wait for a session that is gone, whatever the reason; the shutdown sequence comes after.

@@ -1,4 +1,4 @@
-"""The contracts between the parts of a session: a pending request, its exchange in the transport, and the observer."""
+"""The contracts between the parts of a session: pending requests, exchanges, the observer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PendingRequest:
         self.on_problem = on_problem
         """Called with the entries left out of a list, and the reason."""
         self.opens = opens
-        """Whether the request opens the session: then an error without an id can only be about it."""
+        """Whether the request opens the session, so that an error without an id can only be about it."""
         self.kind = kind
         """The list requested, if any: invalid items are left out, and the rest is used."""
         self.event = trio.Event()
@@ -53,7 +53,7 @@ class SessionObserver(Protocol):
         ...
 
     def for_client(self, key: str, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Handle a notification for one client only, even after its call; `key` is its session's."""
+        """Handle a notification for one client only, even after its call; `key` identifies its session."""
         ...
 
     def freed(self) -> None:
@@ -69,7 +69,7 @@ class Exchanges(Protocol):
     """A transport that gives each request an exchange of its own. Methods return immediately."""
 
     def open(self, request_id: int, method: str, data: bytes, pending: PendingCall | None = None) -> None:
-        """Send a request of the gateway's own; `pending` is the call that it is about, if any."""
+        """Send one of the gateway's own requests; `pending` is the call it is about."""
         ...
 
     def drop(self, request_id: int, cancelled: bytes | None) -> None:

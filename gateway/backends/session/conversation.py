@@ -1,9 +1,9 @@
-"""One session's messages: ids and progress tokens of this hop, and the correlation of responses with requests.
+"""One session's messages: this hop's ids and progress tokens; matching responses to requests.
 
-Transport-independent and without I/O of its own: it is given `post` to send a message and is fed each message in order
-of arrival. If each request travels in an exchange of its own (HTTP), it is given `exchanges` too; and `reply`, if
-responses to the backend's own requests go another way. Only `request` waits. Invariant: every call that was sent is
-finished exactly once, by its response, by its pending call's withdrawal, by `finish`, or by `close`.
+Transport-independent and without I/O of its own: it sends messages with `post` and is fed each message in order of
+arrival. It also needs `exchanges` if each request travels in an exchange of its own (HTTP), and `reply` if responses to
+the backend's own requests are sent in another way. Only `request` waits. Invariant: every call that was sent is
+finished exactly once: by its response, by the withdrawal of its pending call, by `finish`, or by `close`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MAX_BATCH: Final = 1_000
 MAX_WITHDRAWN: Final = 64
 """Cancelled calls that the backend may still work on, remembered as suspects in case it dies."""
 SUSPECT_FOR: Final = 10.0
-"""Seconds for which they are remembered: cancelling a call, or disconnecting, must not clear a client of suspicion."""
+"""Seconds for which they are remembered: a client must not escape suspicion by cancelling a call or disconnecting."""
 MAX_LOGGED: Final = 200
 """Bytes of an invalid message that are shown in the log."""
 
@@ -53,7 +53,7 @@ log = logging.getLogger("gateway.backend")
 
 
 class Conversation:
-    """Correlates requests and answers of one backend session.
+    """The correlation of requests and responses of one backend session.
 
     A transport drives it: it sends what `post` (or `exchanges`) gets, passes each message that arrives to `feed`, sends
     calls as `encode_call` returns them, runs `tasks`, and calls `close` with the reason when the connection has ended::
@@ -129,7 +129,10 @@ class Conversation:
         return own | self._calls.keys()
 
     def encode_call(self, pending: PendingCall) -> bytes:
-        """Give a call its id on this hop (then `last_id`) and encode it as one line; the caller must post it."""
+        """Encode a call as one line, under a new id (then `last_id`).
+
+        The caller must post it.
+        """
         request_id = self._last_id = self._last_id + 1
         call = pending.call
         # The id is also the progress token: both must be unique among this sender's active requests.
@@ -176,7 +179,7 @@ class Conversation:
         pending: PendingCall | None = None,
         on_problem: Callable[[str], None] | None = None,
     ) -> tuple[int, PendingRequest]:
-        """Send a request of the gateway's own; return its id and the pending request.
+        """Send one of the gateway's own requests; return its id and the pending request.
 
         `pending` is the call whose task the request is about.
         """
@@ -220,10 +223,11 @@ class Conversation:
         timeout: float,
         on_problem: Callable[[str], None] | None = None,
     ) -> Outcome:
-        """Send a request of the gateway's own and wait for its response, at most `timeout` seconds.
+        """Send one of the gateway's own requests; wait `timeout` seconds for its response.
 
-        After that the outcome is `BackendTooSlow`. Cancelled or too late, it is cancelled at the backend (except for
-        `initialize`, which must not be cancelled). `on_problem` receives the entries left out of a list.
+        After that the outcome is `BackendTooSlow`. On a timeout, or if the wait is cancelled, the request is cancelled
+        at the backend (except for `initialize`, which must not be cancelled). `on_problem` receives the entries left
+        out of a list.
         """
         request_id, waiter = self.begin(method, params, on_problem=on_problem)
         try:
@@ -240,11 +244,11 @@ class Conversation:
         self._post(jsonrpc.notification(method, None if params is None else jsonrpc.encode(params)) + b"\n")
 
     def pass_on(self, method: str, params: msgspec.Raw) -> None:
-        """Send a notification of a client's; bounded like responses, since clients may send any number."""
+        """Forward a client's notification; bounded like responses, since clients may send any number."""
         self._reply(jsonrpc.notification(method, None if params is jsonrpc.ABSENT else bytes(params)) + b"\n")
 
     def feed(self, data: bytes, pending: PendingCall | None = None) -> None:
-        """Handle a message; `pending` is the call on whose own stream it arrived, if the transport has such streams.
+        """Handle a message; `pending` is the call on whose own stream it arrived.
 
         In the legacy era it may be a batch: at 2025-03-26 receiving them is a MUST (basic, "Batching").
         """
@@ -293,7 +297,7 @@ class Conversation:
                 self._server_requests.vendor(method, params, pending)
 
     def feed_overlong(self, line: OversizedLine, limit: int) -> None:
-        """Handle a message above the limit: fail its call, or all calls if it has no readable id."""
+        """Handle a message above the limit: fail its call, or without a readable id all."""
         request_id = jsonrpc.recover_id(line.head)
         if request_id is None:
             request_id = jsonrpc.recover_id(line.tail)
@@ -321,7 +325,7 @@ class Conversation:
             waiter.finish(problem)
 
     def _malformed(self, problem: jsonrpc.Malformed, data: bytes) -> None:
-        """Salvage the valid entries of a list; else fail the request that has the message's id, if readable."""
+        """Salvage a list's valid entries; else fail the request with the message's id."""
         known = _number(problem.id) if isinstance(problem.id, str) else problem.id
         waiter = None if known is None else self._waiters.get(known)
         if waiter is not None and waiter.kind is not None and (kept := salvage(data, waiter.kind)) is not None:
@@ -358,7 +362,7 @@ class Conversation:
         )
 
     def _warn(self, text: str, *args: object) -> None:
-        """Log a fault of the backend, if the rate allows: it may repeat it without end."""
+        """Log a fault of the backend, rate-limited: it may recur without end."""
         if not self._rate.allows():
             return
         extra = {"backend": self.backend}
@@ -367,7 +371,7 @@ class Conversation:
         log.warning(text, *(SECRETS.mask(arg) if isinstance(arg, str) else arg for arg in args), extra=extra)
 
     def finish(self, request_id: jsonrpc.Id, outcome: Outcome) -> bool:
-        """Finish the request with this id; return False if there is none."""
+        """Finish the request with this id; return whether there is one."""
         if isinstance(request_id, str):
             request_id = _number(request_id)
         pending = self._calls.pop(request_id, None)
@@ -468,5 +472,5 @@ class Conversation:
 
 
 def _number(request_id: str) -> int:
-    """Return an id of ours, which some servers turn into a string; -1 for any other."""
+    """Return our id, which some servers turn into a string; -1 for others."""
     return int(request_id) if re.fullmatch(r"[0-9]{1,18}", request_id) else -1

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MODERN_ERRORS: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 _NO_HANDSHAKE: Final = _MODERN_ERRORS | {jsonrpc.METHOD_NOT_FOUND, jsonrpc.INVALID_REQUEST, jsonrpc.INVALID_PARAMS}
-"""The error with which a modern-only server refuses `initialize`; any other may not recur at the next start."""
+"""The error with which a modern-only server refuses `initialize`; other errors may be temporary."""
 
 _UNFIT_STATUSES: Final = frozenset({400, 422, 500})
 """HTTP statuses with which servers refuse an `initialize` of unknown version, without naming the cause."""
@@ -39,10 +39,12 @@ log = logging.getLogger("gateway.backend")
 
 
 class Attempts:
-    """The plan for opening one session, and the attempts so far; it outlives a process that ends meanwhile.
+    """The plan for opening one session, and the attempts so far.
 
-    `era` is "auto", or the era to begin with, which only the config may pin. `version` is the first for `initialize`.
-    Without `walks` no further process is started to try older versions.
+    It outlives a process that ends meanwhile.
+
+    `era` is "auto", or the era to begin with; only the config may pin it. `version` is the first for `initialize`.
+    `walks` permits further processes, to try older versions.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Attempts:
         self.has_read = True
         """Whether the process has read anything; if not, no message caused its end."""
         self.has_walked = False
-        """Whether every version was tried, and the process ended at the last one too."""
+        """Whether every version was tried, and the process ended even at the last one."""
         self.is_due = False
         """Whether the last version was refused in a way that permits another."""
         self.offered = offered
@@ -84,13 +86,16 @@ class Attempts:
         self._deadline: float | None = None
 
     def deadline(self, patience: float) -> float:
-        """The time by which the session must be open: `patience` seconds from the first use, over all attempts."""
+        """The time by which the session must be open, over all attempts.
+
+        That is `patience` seconds after the first use.
+        """
         if self._deadline is None:
             self._deadline = trio.current_time() + patience
         return self._deadline
 
     def probing(self, *, shares_pipe: bool) -> None:
-        """Note that `server/discover` is sent; if it shares a pipe with `initialize`, both end together."""
+        """Note that `server/discover` is sent; if it shares a pipe with `initialize`, both end with it."""
         self.was_probed = True
         self.is_probing = shares_pipe and not (self.pinned and self.era == "modern")
 
@@ -121,7 +126,7 @@ class Attempts:
         self.refused.clear()
 
     def prepare_restart(self) -> bool:
-        """Choose, after the process or connection has ended, the first message to another; False: do not start one."""
+        """Choose the first message to another process or connection; return whether to start it."""
         if self._is_open or not self.has_read or (self.pinned and self.era == "modern"):
             return False
         asked, self._asks = self._asks, False
@@ -136,7 +141,7 @@ class Attempts:
         return self._walks and self.cut_off()
 
     def cut_off(self) -> bool:
-        """Choose what follows an `initialize` without a response; False: nothing.
+        """Choose the `initialize` after one without a response; return whether there is one.
 
         A connection may end for other reasons, so the same version is tried once more before older ones.
         """
@@ -147,7 +152,7 @@ class Attempts:
 
     @property
     def hung_on_probe(self) -> bool:
-        """Whether the process has read the probe and sent nothing, as far as the system reports."""
+        """Whether the process has read the probe and sent nothing, as far as known."""
         return self.is_probing and self._asks and self.has_read
 
 
@@ -222,7 +227,7 @@ async def introduce(
         refusal = waiter.outcome
         offered = _offered(refusal) if isinstance(refusal, Failure) and refusal.code == UNSUPPORTED_VERSION else []
         if versions.choose_modern(offered) is not None:
-            # It offers the version that it refuses: the spec says to choose from the list and retry.
+            # It refuses a version that it offers: the spec says to choose from the list and retry.
             conversation.end(request_id)
             request_id, waiter = conversation.begin("server/discover")
             await _wait(waiter, patience)
@@ -267,7 +272,7 @@ async def _wait(waiter: PendingRequest, timeout: float) -> None:
 def _raise_not_modern(conversation: Conversation, outcome: Outcome | None) -> NoReturn:
     """Explain why the response to `server/discover` was not modern. Raises BackendError.
 
-    Only a clear response shows that the era is wrong: silence and internal errors may not recur at the next start.
+    Only a clear response shows that the era is wrong: silence and internal errors may be temporary.
     """
     if isinstance(outcome, BackendError):
         raise outcome
@@ -334,10 +339,10 @@ def _no_common_version(conversation: Conversation, answer: str) -> BackendProtoc
 
 
 def _read_hello(conversation: Conversation, outcome: Complete) -> _InitializeResult:
-    # Clients receive it, and some parsers refuse halves of surrogate pairs.
+    # Clients receive it, and some parsers refuse lone surrogates.
     result = surrogates.without_lone_surrogates(outcome.result)
     if result is not outcome.result:
-        text = "backend %r: its introduction holds halves of surrogate pairs, served as U+FFFD"
+        text = "backend %r: lone surrogates in its introduction are served as U+FFFD"
         log.warning(text, conversation.backend, extra={"backend": conversation.backend})
     try:
         return _hellos.decode(result)
@@ -346,7 +351,7 @@ def _read_hello(conversation: Conversation, outcome: Complete) -> _InitializeRes
 
 
 def _capabilities(hello: _InitializeResult) -> dict[str, msgspec.Raw]:
-    """The capabilities that the backend declares; null and anything else but an object count as absent."""
+    """The capabilities that the backend declares; anything but an object counts as absent."""
     try:
         declared = jsonrpc.decode_object(hello.capabilities)
     except ValueError:
@@ -357,7 +362,7 @@ def _capabilities(hello: _InitializeResult) -> dict[str, msgspec.Raw]:
 async def initialize(conversation: Conversation, attempts: Attempts, *, timeout: float) -> ServerIntroduction:
     """Carry out the legacy handshake (2025-11-25 basic/lifecycle, "Initialization" and "Version Negotiation").
 
-    A server that refuses one version is sent the next that it may support, each at most once.
+    If the server refuses a version, the next one that it may support is tried, each at most once.
     """
     first: Outcome | None = None
     while True:
@@ -410,9 +415,9 @@ async def initialize(conversation: Conversation, attempts: Attempts, *, timeout:
 
 
 def _may_ask_again(outcome: Outcome, attempts: Attempts) -> bool:
-    """Return whether `initialize` may be sent with another version; record the versions left.
+    """Return whether to try `initialize` with another version; record the remaining versions.
 
-    These are the ones in `data.supported`; without it those in the error's text; without those all older ones.
+    These are the ones in `data.supported`, else those in the error's text, else all older ones.
     """
     failure = _refusal(outcome)
     if failure is not None:
@@ -432,7 +437,7 @@ def _may_ask_again(outcome: Outcome, attempts: Attempts) -> bool:
 
 
 def _refusal(outcome: Outcome | None) -> Failure | None:
-    """Return the JSON-RPC error in an outcome, or in the body of the HTTP response that carried it."""
+    """Return the JSON-RPC error in an outcome, or in the body of its HTTP response."""
     if isinstance(outcome, Failure):
         return outcome
     if not isinstance(outcome, BackendProtocol):

@@ -41,7 +41,7 @@ class Session(Protocol):
 
     @property
     def stray_output(self) -> str:
-        """The child's output on stdout that is not MCP, as text for the status; empty without any."""
+        """Output on stdout that is not MCP, as text for the status, or empty."""
         ...
 
     @property
@@ -75,8 +75,8 @@ class Opener(Protocol):
     ) -> AbstractAsyncContextManager[Session]:
         """Connect, shake hands and list; `capabilities` are the client's, if the session serves only one.
 
-        `era` is that of the session's clients, used if the server is known to offer both.
+        `era` is the era of the session's clients, used if the server is known to offer both.
 
-        Entering raises BackendError or OSError; the body may be ended by either, as an exception group.
+        Entering raises BackendError or OSError; either may end the body, as an exception group.
         """
         ...

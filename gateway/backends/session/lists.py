@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_PAGES: Final = 1_000
 """Maximum pages read of one list: the cursors of a backend may never end."""
 LIST_PATIENCE: Final = 1.0
-"""Seconds after which the next list is requested although the last one has not been answered."""
+"""Seconds after which the next list is requested although the last request has no response yet."""
 LIST_SHARE: Final = 0.5
 """Fraction of a start's remaining time after which unanswered lists are dropped, if others were answered."""
 UNDECLARED_WAIT: Final = 5.0
@@ -56,7 +56,7 @@ class _Reading:
         self.is_answered = False
         """Whether the backend has answered, if only with an error."""
         self.loop: BackendUnfit | None = None
-        """The reason not to serve a list with offers of this gateway itself."""
+        """The error of a list that contains this gateway's own entries."""
         self.gateways: tuple[str, ...] = ()
         """The gateways behind the backend."""
         self.done = trio.Event()
@@ -68,7 +68,7 @@ class _Reading:
         self._problems: list[str] = []
 
     async def run(self) -> None:
-        """Read all pages (server/utilities/pagination: an empty string is a cursor, only absence is the end)."""
+        """Read all pages (server/utilities/pagination: an empty cursor is not the end)."""
         seen: set[str] = set()
         params: dict[str, object] = {}
         for number in range(MAX_PAGES):
@@ -118,7 +118,7 @@ class _Reading:
             return None
         self._hints.append(read_hint(members))
         span = bytes(members.get(member, b""))
-        if span in {b"", b"null"}:  # some languages write an empty list so
+        if span in {b"", b"null"}:  # some languages write an empty list like this
             self._note(f"answered {method} without {member!r}; it counts as an empty list")
             span = b"[]"
         try:
@@ -141,7 +141,7 @@ class _Reading:
             self._problems.append(problem)
 
     def fail(self, problem: BackendError, *, again: bool, expected: bool = False) -> None:
-        """Note that the list cannot be read, or not to its end; `again` says that a retry may help."""
+        """Note that the list cannot be read, or only in part; `again`: a retry may help."""
         self.failure = problem
         self.unread = again
         if self._spans:
@@ -159,12 +159,12 @@ class _Reading:
             text = f"did not answer {self.kind.list_method} in time"
             self.fail(BackendTooSlow(self._conversation.backend, text), again=True)
         items, problems = clean(self.kind, self._spans, merge_hints(self._hints))
-        # Twice: a problem may hold the reason of an error.
+        # Twice the limit, since a problem may contain the reason of an error.
         return items, tuple(SECRETS.mask_briefly(text, 2 * MAX_REASON) for text in (*self._problems, *problems))
 
 
 async def list_all(conversation: Conversation, greeting: ServerIntroduction, *, timeout: float) -> Listing:
-    """Read every list that the backend declares, or try each once if it declares none.
+    """Read each list that the backend declares; if it declares none, try each once.
 
     Errors of undeclared lists mean that there is no such list. Problems are logged, and kept in the listing.
 
@@ -231,7 +231,7 @@ async def _wait_done(readings: Iterable[_Reading]) -> None:
 async def list_feature(
     conversation: Conversation, feature: str, *, timeout: float, known: Collection[str] = ()
 ) -> Listing:
-    """Read the lists of one feature again; problems that are `known` are not logged again.
+    """Read the lists of one feature again; `known` problems are not logged.
 
     Raises:
         BackendError: the session has ended.

@@ -53,7 +53,10 @@ class ServerRequestRouter:
         self._open: dict[jsonrpc.Id, tuple[ServerRequest, PendingCall]] = {}
 
     def owner(self, pending: PendingCall | None) -> PendingCall | None:
-        """Return the call that a message belongs to: the one of its stream, else the latest of the only client."""
+        """Return the call that a message belongs to.
+
+        That is the call of its stream, else the latest call if all are of one client.
+        """
         if pending is not None:
             return pending
         latest: PendingCall | None = None
@@ -83,8 +86,8 @@ class ServerRequestRouter:
         if owner is None:
             in_flight = len(self._calls())
             text = (
-                f"{method} has no client to go to: {in_flight} calls are in flight here, and it does not name one;"
-                f" give server {self._backend!r} the option session: client (or call)"
+                f"{method} belongs to no single client: {in_flight} calls are in flight in this session;"
+                f" set session: client (or call) for server {self._backend!r}"
                 if in_flight
                 else f"{method} {NO_CALL}"
             )
@@ -99,7 +102,7 @@ class ServerRequestRouter:
             return
         related = tasks.related(params)
         meta.drop_key(params, tasks.RELATED)
-        params.pop("task", None)  # a client is offered no tasks, neither its own nor the backend's
+        params.pop("task", None)  # clients are offered no tasks, neither their own nor the backend's
         missing = asks.missing_capability(owner.call.caller, method, params)
         if missing is not None:
             code = jsonrpc.INVALID_PARAMS if "." in missing else jsonrpc.METHOD_NOT_FOUND
@@ -131,14 +134,14 @@ class ServerRequestRouter:
                 if len(self._elicited) > MAX_ELICITED:
                     del self._elicited[next(iter(self._elicited))]
         ask = ServerRequest(method, params, settle, report_progress if wants_progress else None)
-        if len(self._open) >= MAX_OPEN:  # of calls that ended without the answer
+        if len(self._open) >= MAX_OPEN:  # those of calls that ended without a response
             oldest, _ = self._open[next(iter(self._open))]
             oldest.refuse(jsonrpc.INTERNAL_ERROR, "too many later requests are open")
         self._open[request_id] = (ask, owner)
         owner.ask(ask)
 
     def cancelled(self, params: msgspec.Raw) -> None:
-        """Handle the backend's `notifications/cancelled`: it needs no answer to a request of its own."""
+        """Handle the backend's `notifications/cancelled`, which withdraws a request of its own."""
         try:
             request_id = jsonrpc.decode_id(jsonrpc.decode_object(params)["requestId"])
         except (KeyError, ValueError):
@@ -149,11 +152,11 @@ class ServerRequestRouter:
             owner.withdraw_ask(ask)
 
     def close(self) -> None:
-        """Forget open requests: the session is over, and another client may read at its old place by now."""
+        """Forget open requests: the session is over, and its ids may be used again."""
         self._open.clear()
 
     def completed(self, params: msgspec.Raw) -> None:
-        """Handle `notifications/elicitation/complete`: only the client that was shown the URL receives it."""
+        """Handle `notifications/elicitation/complete`, for the client that was shown the URL."""
         try:
             members = jsonrpc.decode_object(params)
             key = self._elicited.pop(jsonrpc.decode_string(members["elicitationId"]), None)
@@ -164,7 +167,7 @@ class ServerRequestRouter:
             self._for_client(key, "notifications/elicitation/complete", members)
 
     def vendor(self, method: str, params: msgspec.Raw, pending: PendingCall | None) -> None:
-        """Handle an unknown notification: pass it unchanged to the only client that it can be for."""
+        """Pass an unknown notification unchanged to the only client it can be for."""
         owner = self.owner(pending)
         try:
             members = jsonrpc.decode_object(params)
@@ -177,7 +180,7 @@ class ServerRequestRouter:
             owner.notify(Notification(method, members))
 
     def message(self, params: msgspec.Raw, pending: PendingCall | None) -> None:
-        """Handle a log message: pass it to the only client that it can be for, if there is exactly one."""
+        """Pass a log message to the only client it can be for; without one, log it."""
         owner = self.owner(pending)
         try:
             members = jsonrpc.decode_object(params)

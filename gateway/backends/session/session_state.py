@@ -1,8 +1,9 @@
-"""Keeps the log level and resource subscriptions of one backend session as clients want them, in either era.
+"""The log level and resource subscriptions of one backend session, as clients want them.
 
-A legacy backend gets `logging/setLevel`, `resources/subscribe` and `resources/unsubscribe`. A modern one gets the level
-with each request, and the subscriptions as the filter of one `subscriptions/listen` that stays open (2026-07-28
-basic/patterns/subscriptions). The state sent is part of the session, so a new session is sent everything again.
+In either era: a legacy backend gets `logging/setLevel`, `resources/subscribe` and `resources/unsubscribe`. A modern one
+gets the level with each request, and the subscriptions as the filter of one `subscriptions/listen` that stays open
+(2026-07-28 basic/patterns/subscriptions). The state sent is part of the session, so a new session is sent everything
+again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ RELISTEN_DELAY: Final = 5.0
 LONGEST_DELAY: Final = 300.0
 """Maximum seconds between two attempts at a backend that keeps ending it."""
 SOUND_AFTER: Final = 30.0
-"""Seconds that it must stay open for the delay to be reset."""
+"""Seconds it must stay open for the delay to be reset."""
 ACKNOWLEDGED_WITHIN: Final = 5.0
 """Seconds that an old request stays open for the acknowledgement of its replacement."""
 
@@ -56,7 +57,7 @@ class SessionReconciler:
     ) -> None:
         self.wishes = DesiredState()
         self.changed = trio.Event()
-        """Set when the desired state has changed; the reader replaces the event."""
+        """Set when the desired state changes; the reader replaces the event."""
         self._conversation = conversation
         self._listener = listener
         self._timeout = timeout
@@ -166,13 +167,13 @@ class SessionReconciler:
                     with trio.move_on_after(ACKNOWLEDGED_WITHIN):
                         await wait_any(waiter.acknowledged, old_waiter.event)
                 finally:
-                    conversation.end(old_id, reason="another subscription takes its place")
+                    conversation.end(old_id, reason="replaced by another subscription")
         finally:
             conversation.end(request_id, reason="no longer needed")
         return waiter.outcome
 
     def _filter(self, greeting: ServerIntroduction) -> dict[str, object]:
-        """Return the filter for every list that can change, and for the resources that clients watch."""
+        """Return the filter: every list that can change, and the resources that clients watch."""
         features = change_filter(greeting)
         if self.wishes.uris and has_flag(greeting, "resources", "subscribe"):
             features["resourceSubscriptions"] = sorted(self.wishes.uris)

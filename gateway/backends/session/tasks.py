@@ -1,9 +1,9 @@
-"""Drives the tasks of one backend session: a tool that runs only as a task works like any other.
+"""The tasks of one backend session, driven so that their tools work like any other.
 
 A call that began a task stays in flight until the task has ended: the driver polls it with `tasks/get`, passes its
-requests to the client, and turns a cancellation into `tasks/cancel`. It works through the conversation, so for every
-transport. Owned by the session, which runs `run`; each driven call is a task of its nursery and ends with its pending
-call, whose deadline bounds every wait.
+requests to the client, and turns a cancellation into `tasks/cancel`. It uses only the conversation, so it works over
+every transport. Owned by the session, which runs `run`; each driven call is a task of its nursery and ends with its
+pending call, whose deadline bounds every wait.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ POLL_TIMEOUT: Final = 30.0
 CANCEL_TIMEOUT: Final = 5.0
 """Seconds for the response to `tasks/cancel`, which only our own bookkeeping needs."""
 MAX_ORPHANS: Final = 64
-"""Calls cancelled before their task had an id, remembered so that the task can be cancelled when it has one."""
+"""Remembered calls that were cancelled before their task had an id; the task is cancelled once it has one."""
 MAX_JOBS: Final = 1_024
 """Queued starts of drivers and cancellations; calls in flight are bounded by `max_concurrency` anyway."""
 MAX_KNOWN: Final = 1_024
-"""Tools of a modern server remembered as running only as tasks."""
+"""Remembered tools of a modern server that run only as tasks."""
 
 log = logging.getLogger("gateway.backend")
 
@@ -88,20 +88,20 @@ class TaskDriver:
     # Called by the conversation; none of it waits.
 
     def needs_task(self, pending: PendingCall) -> bool:
-        """Return whether a modern server needs this call as a possible task, though its tool is not marked so."""
+        """Return whether to send this call as a possible task, though its tool is not marked so."""
         if pending.call.method != "tools/call":
             return False
         # A client may declare the extension although the gateway does not; its call may then become a task too.
         return tasks.EXTENSION.encode() in bytes(pending.call.caller.capabilities) or pending.own_name in self._known
 
     def orphan(self, request_id: int) -> None:
-        """Note that a call was cancelled before its task was known (only `tasks/cancel` may cancel that)."""
+        """Note that a call was cancelled before its task, to be cancelled with `tasks/cancel`, was known."""
         while len(self._orphans) >= MAX_ORPHANS:
             del self._orphans[next(iter(self._orphans))]
         self._orphans[request_id] = None
 
     def adopt(self, request_id: int, pending: PendingCall | None, result: msgspec.Raw) -> bool:
-        """Take over a call whose response is a task; return False if the response is the call's own result."""
+        """Take over a call whose response is a task; return False for an ordinary result."""
         if pending is None:
             if request_id not in self._orphans:
                 return False
@@ -122,7 +122,7 @@ class TaskDriver:
         return True
 
     def wants(self, pending: PendingCall, outcome: Outcome) -> bool:
-        """Return whether a modern backend refused a call for not being a task; then it is to be sent again."""
+        """Return whether to send a call again as a task, for lack of which it was refused."""
         if (
             pending.as_task
             or pending.over
@@ -183,7 +183,7 @@ class TaskDriver:
         self._end(request_id, outcome or BackendProtocol(backend, "was asked to cancel the task of this call"))
 
     async def _poll_legacy(self, pending: PendingCall, state: tasks.State) -> Outcome:
-        """Wait until the task ends or needs input: then `tasks/result` waits, and carries its requests."""
+        """Wait until the task ends or needs input, then for `tasks/result`, which carries its requests."""
         while state.status == "working":
             await trio.sleep(state.pause)
             fetched = await self._fetch_status(pending)
@@ -239,7 +239,7 @@ class TaskDriver:
     async def _answer_input_requests(
         self, pending: PendingCall, wanted: dict[str, asks.InputRequest]
     ) -> Outcome | None:
-        """Have the client answer a modern task's requests; return the outcome if that ends the call."""
+        """Have the client answer a task's requests; return the outcome if that ends the call."""
         answers: dict[str, msgspec.Raw] = {}
         refused: list[Failure] = []
         changed = trio.Event()
@@ -279,7 +279,7 @@ class TaskDriver:
             with trio.move_on_at(pending.deadline):
                 await changed.wait()
         if refused:
-            self._begin(partial(self._cancel, pending.task_id, pending))  # it waits for an answer that will not come
+            self._begin(partial(self._cancel, pending.task_id, pending))  # it waits for a response that will not come
             return refused[0]
         if not changed.is_set():
             return BackendProtocol(self._conversation.backend, "asked for input that the client did not give in time")
