@@ -1,8 +1,8 @@
-"""A call from its client's side: events, then one outcome, however many rounds the backend needs.
+"""A call as its client sees it: events, then one outcome, however many rounds.
 
 For a legacy client of a modern backend, `input_required` is not an outcome: the stream asks the client for the input,
-and sends the call again with the answers, the same keys and the byte-exact `requestState` (2026-07-28
-basic/patterns/mrtr). For all others it only passes on the events of its pending call. The holder closes it.
+and sends the call again with the answers, under the same keys, and the byte-exact `requestState` (2026-07-28
+basic/patterns/mrtr). For all others it only passes on the events of its pending call. Its holder closes it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EMPTY_ROUND_DELAY: Final = 0.2
 
 
 class CallStream:
-    """A pending call from its frontend's side."""
+    """A pending call as its frontend sees it."""
 
     def __init__(self, router: Router, pending: PendingCall) -> None:
         self.call = pending.call
@@ -59,7 +59,7 @@ class CallStream:
         self._state = jsonrpc.NULL
 
     async def next(self) -> Event | Outcome | None:
-        """Wait for the next event or the outcome; return None if the call was closed meanwhile.
+        """Wait for the next event or the outcome; return None if the call was closed.
 
         Cancelling the wait leaves the stream open.
         """
@@ -96,7 +96,7 @@ class CallStream:
                 return item
 
     def number_ask(self) -> int:
-        """Return a number for a server request, from 1 on, unique within the call."""
+        """Return a number for a server request, unique within the call."""
         self._asked += 1
         return self._asked
 
@@ -121,7 +121,7 @@ class CallStream:
         self._pending.extend()
 
     def close(self, reason: str = "the client cancelled the request") -> None:
-        """Release the call, and cancel it at its backend if it has not ended. Safe to repeat."""
+        """Release the call; cancel it at its backend unless it has ended. Safe to repeat."""
         self._router.release(self._pending, reason)
 
     def drop_outcome(self) -> None:
@@ -137,7 +137,7 @@ class CallStream:
         try:
             body = asks.read_input_required(required.result)
         except ValueError as exc:
-            return BackendProtocol(backend, f"asked for input in a form that MCP does not have: {exc}")
+            return BackendProtocol(backend, f"asked for input in an invalid form: {exc}")
         now = trio.current_time()
         self._answers_by, self._send_again_at = now + self._pending.timeout, now + EMPTY_ROUND_DELAY * self._rounds
         requests = body.wanted or {}
@@ -148,7 +148,7 @@ class CallStream:
             try:
                 params = asks.for_version(wanted.method, wanted.params, self.call.caller.version)
             except ValueError as exc:
-                return BackendProtocol(backend, f"asked for input that this client cannot be asked for: {exc}")
+                return BackendProtocol(backend, f"asked for input that this client does not support: {exc}")
             params = asks.for_legacy_client(wanted.method, params)
             ask = ServerRequest(wanted.method, params, self._answer_callback(key, wanted.method))
             missing = asks.missing_capability(self.call.caller, wanted.method, params)

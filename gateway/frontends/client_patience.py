@@ -1,4 +1,4 @@
-"""The time that a list may wait for a slow backend, by client. Pure: a table of measurements."""
+"""How long a list may wait for a slow backend: measurements by client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import msgspec
 
 SHARE: Final = 0.6
-"""Fraction of a client's patience that a list may use; its other requests, and a busy machine, need the rest."""
+"""Fraction of a client's patience that a list may use; the rest is for its other requests, and for a busy machine."""
 PATIENCE: Final[dict[str, float]] = {
     "ai-sdk-mcp-client": 15.0,  # @ai-sdk/mcp 1.0.102, `tools()`
     "fastmcp": 15.0,  # fastmcp 4.2.3, `list_tools()`, and pydantic-ai 2.68.0, which documents 300 s
@@ -19,7 +19,7 @@ PATIENCE: Final[dict[str, float]] = {
     "inspector-cli": 15.0,  # Inspector 0.15.0, `--cli --method tools/list`; documents 60 s
     "mcp-use": 15.0,  # mcp-use 1.7.1, `list_tools()`
 }
-"""Seconds after which clients still accepted a list and used its tools, by the name in their `clientInfo`.
+"""Seconds after which a client still accepted a list and used its tools, by the name in its `clientInfo`.
 
 Measured with a server on stdio that answers `initialize` immediately and `tools/list` after 15 s. Not listed: clients
 that would gain nothing or that wait less than 7 s in some version or program: Claude Code 2.1.197 (`claude -p` drops

@@ -1,4 +1,4 @@
-"""The client's side of a call, for every frontend: events and the outcome are delivered to the client.
+"""The delivery of a call's events and outcome to its client, for every frontend.
 
 Most calls have no task. `Delivery` is the sink of its pending call: the backend's reader ends the call, and in that
 same step the response is encoded for the client's era and written without waiting. Anything else (an event before the
@@ -57,7 +57,7 @@ class Delivery(ABC):
     # Without a task.
 
     def begin(self) -> bool:
-        """Submit the call without a task, or respond with its refusal; return False if that has to wait."""
+        """Submit the call, or respond with its refusal; return False if the response must wait."""
         caller = self.call.caller
         if caller.era is Era.MODERN and ("requestState" in self.call.params or caller.log_level is not None):
             return False
@@ -88,12 +88,12 @@ class Delivery(ABC):
         self.spawn(CallStream(self._handler.router, pending))
 
     def give_task(self) -> None:
-        """Deliver the rest in a task, though nothing has happened to the call."""
+        """Deliver the rest in a task, without an event to begin with."""
         if self._pending is not None and self._pending.detach_sink() is not None:
             self.start_task(self._pending)
 
     def cancel(self, *, reason: str) -> None:
-        """Cancel the call while it has no task: there is no response."""
+        """Cancel the call while it has no task; it gets no response."""
         if self._pending is not None:
             self._handler.router.release(self._pending, reason)
         self._forget()
@@ -110,7 +110,9 @@ class Delivery(ABC):
     # In a task.
 
     async def deliver(self, stream: CallStream, item: Event | Outcome | None = None) -> tuple[bytes, int | None] | None:
-        """Deliver events, `item` first; return the response and its error code, or None if the call was closed.
+        """Deliver events, `item` first; return the response and its error code.
+
+        Return None if the call was closed.
 
         The caller releases the stream.
         """
@@ -167,7 +169,7 @@ class Delivery(ABC):
             await self.keep_alive()
 
     async def ask(self, stream: CallStream, request: ServerRequest) -> bytes | Outcome | None:
-        """Pass a server request to the client; return the response if that ends the client's own request, or None."""
+        """Pass a server request to the client; return the response if its request ends."""
         if self.session is None:
             return await self._handler.ask_modern(stream, self.request_id, request)
         await self.send(self.session.server_requests.request(request))
@@ -199,7 +201,7 @@ class Delivery(ABC):
         """Tell the client that the call is still running."""
 
     async def pause_stream(self, retry_ms: int) -> None:  # ruff: ignore[empty-method-without-abstract-decorator]
-        """Close the client's stream for a time as the backend has closed its own; optional for transports."""
+        """Close the client's stream for a time, as the backend did; optional for transports."""
 
 
 class MessageStream(Protocol):
@@ -210,7 +212,7 @@ class MessageStream(Protocol):
         ...
 
     def start_request(self, request_id: Id, era: Era, response: Coroutine[Any, Any, bytes]) -> None:
-        """Start a task that writes a response, in a scope in the table of requests in flight."""
+        """Start a task that writes a response, in a scope of the request table."""
         ...
 
     def fail(self, problem: Exception) -> None:

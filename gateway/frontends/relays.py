@@ -1,9 +1,9 @@
-"""The frontend of `mcp-gateway connect`: many clients, each on a connection of its own to a Unix socket.
+"""The frontend of `mcp-gateway connect`: many clients, each with its own Unix socket connection.
 
-Every connection begins with one line of each side: the relay sends its client's options and the time for which the
-gateway stays after it (`Hello`), the gateway accepts or names the problem. Then it is a stdio client like any other.
-Some seconds after the last client has disconnected, the gateway stops. It accepts no connection after the step in which
-it decides so, so that a relay either gets its session or finds no gateway.
+Every connection begins with one line from each side: the relay sends its client's options and the time for which the
+gateway stays after it (`Hello`); the gateway accepts or names the problem. From then on it is a stdio client like any
+other. Some seconds after the last client has disconnected, the gateway stops. After the step that decides to stop it
+accepts no connection, so a relay either gets its session or finds no gateway.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class RelayFrontend:
         """Whether every client that left had got all its responses."""
 
     def report(self) -> dict[str, object]:
-        """Return the columns of `ps` for a gateway without a terminal: its clients, and the place of its log."""
+        """Return the columns of `ps` for a gateway without a terminal: clients, log file."""
         return {"clients": self._clients, "log": str(self._path.with_suffix(".log"))}
 
     async def run(self) -> None:

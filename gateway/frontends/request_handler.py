@@ -1,7 +1,7 @@
 """Answer requests in both eras, for every transport.
 
 A frontend passes a request and gets encoded bytes (the gateway's own response) or a `CallStream` (a call forwarded to a
-backend). Nothing in here knows about sockets or pipes.
+backend). Nothing here depends on sockets or pipes.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class RequestHandler:
         if own in gateways or len(gateways) > MAX_HOPS:
             path = " -> ".join((*gateways, own))
             what = "leads back to this gateway" if own in gateways else f"is longer than {MAX_HOPS} gateways"
-            text = f"the way {path} {what}; remove one of these servers from the config that names it"
+            text = f"the path {path} {what}; remove one of these servers from the config that names it"
             raise GatewayLoop(text)
 
     def greeting(self, introduction: ClientIntroduction) -> bytes:
@@ -173,7 +173,7 @@ class RequestHandler:
         )
 
     def welcome(self, session: LegacySession) -> None:
-        """Have everything that is kept for this client alone end with it."""
+        """Have everything that belongs to this client alone end with it."""
         self.fleet.mailboxes.register(session.key, session.changes.direct)
         session.on_end.append(partial(self.fleet.mailboxes.close, session.key, session.changes.direct))
         session.on_end.append(partial(self.fleet.client_gone, session.key))
@@ -225,7 +225,10 @@ class RequestHandler:
     # The modern era.
 
     async def ask_modern(self, flow: CallStream, request_id: jsonrpc.Id, ask: ServerRequest) -> bytes | Outcome | None:
-        """Pass a server request to a modern client; return the response or outcome that ends its request, or None."""
+        """Pass a server request to a modern client; return the outcome that ends its request.
+
+        That is a response or an outcome, or None if its request continues.
+        """
         if flow.call.method not in methods.SUSPENDABLE:
             ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"a client cannot be asked anything during {flow.call.method}")
             return None
@@ -239,7 +242,7 @@ class RequestHandler:
         return jsonrpc.response(request_id, results.for_modern(InputRequired(answer), self.server_info))
 
     def _resume(self, call: Call) -> bytes | CallStream | None:
-        """Resume the call of a `requestState`; return None if the backend is to get the call again."""
+        """Resume the call of a `requestState`; return None to send the call again."""
         try:
             token = jsonrpc.decode_string(call.params["requestState"])
         except ValueError:
@@ -297,7 +300,7 @@ class RequestHandler:
     # Both.
 
     def _capabilities(self, era: Era, scope: Scope | None) -> dict[str, object]:
-        """Declare the gateway's capabilities: lists always (backends come and go), the rest if a backend has them.
+        """Declare the capabilities: lists always (backends change), the rest if a backend has them.
 
         While a backend without a known catalog starts, its possible capabilities are declared too: a request that fails
         can be repeated, but a missing capability is never used.
@@ -401,7 +404,7 @@ class RequestHandler:
 
 
 def _undeclared(call: Call, required: InputRequired) -> errors.WireError | None:
-    """Return the error for input requests that the client has not declared; None if there are none."""
+    """Return the error for input requests that the client has not declared, if any."""
     try:
         wanted = (asks.read_input_required(required.result).wanted or {}).values()
     except ValueError:

@@ -1,4 +1,4 @@
-"""Resource subscriptions of clients of both eras, counted: a backend is subscribed once, however many clients are.
+"""Resource subscriptions of clients of both eras: each backend is subscribed once.
 
 The first legacy client's own `resources/subscribe` is forwarded, so that it gets the backend's own response; the
 gateway answers later ones itself. A client's subscriptions end with it.
@@ -53,7 +53,9 @@ def watch(
     caller: Caller,
     scope: Callable[[], Scope | None] | None = None,
 ) -> None:
-    """Notify a client of updates of a resource, under the URI that the client knows, while it may see it.
+    """Notify a client of updates of a resource, while it may see it.
+
+    Updates name the URI that the client knows.
 
     `scope` returns the client's present scope, if that may differ from the caller's.
 
@@ -116,7 +118,7 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
 
 
 async def unsubscribe(router: Router, session: LegacySession, call: Call) -> bytes:
-    """Answer a legacy `resources/unsubscribe`; one without a subscription is fine."""
+    """Answer a legacy `resources/unsubscribe`, even without a subscription."""
     route = await router.route(call)
     router.fleet.wish_list.unwatch(session, route.backend, route.own)
     router.fleet.apply_subscriptions([route.backend])
@@ -133,7 +135,7 @@ async def watch_all(
 ) -> list[str]:
     """Watch as many of these resources as possible for a modern client; return those watched."""
     honoured: list[str] = []
-    for uri in uris[:MAX_WATCHED]:  # more are never honoured, and looking each of them up would delay all clients
+    for uri in uris[:MAX_WATCHED]:  # never more: looking each of them up would delay all clients
         call = Call(method="resources/read", name=uri, params={}, meta={}, caller=caller)
         try:
             route = await router.route(call)

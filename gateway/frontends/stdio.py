@@ -50,9 +50,9 @@ END_GRACE: Final = 1.0
 that stops the gateway by closing stdin sends SIGTERM 2 s later (2025-11-25 basic/lifecycle, "Shutdown")."""
 MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
 """Bytes waiting for a client that does not read; above it, responses are replaced by short errors. While more than a
-mebibyte waits nothing more is read, but the responses to requests read so far may all be in memory."""
+mebibyte waits, nothing is read, but the responses to requests read earlier may all be in memory."""
 LAST_ANSWERS: Final = 0.25
-"""Further seconds to tell the client which requests were not done by then."""
+"""Further seconds to report to the client which requests were not answered."""
 
 log = logging.getLogger("gateway.stdio")
 
@@ -111,7 +111,7 @@ class StdioFrontend:
                     try:
                         with self._reading:
                             await self._read()
-                    finally:  # also when cancelled: these calls end as tasks do; none begins after the nursery
+                    finally:  # also on cancellation: these calls end as tasks do, and none begins after the nursery
                         deadline = trio.current_time() + END_GRACE
                         self._in_flight.end_at(deadline)
                     self._ending.set()
@@ -156,11 +156,11 @@ class StdioFrontend:
             self._handle_line(line)
 
     def _post(self, message: bytes) -> None:
-        # A single call gains by an immediate write, many by one write for all that end in one step of the loop.
+        # One call gains from an immediate write, many from one write for all that end in one step of the loop.
         self._outbox.post(message + b"\n", direct=len(self._in_flight) < 2)
 
     def _handle_line(self, line: bytes | OversizedLine) -> None:
-        """Handle one line: submit a tool call if that needs no wait, start a task for other requests."""
+        """Handle one line: submit a tool call, start a task for other requests."""
         if isinstance(line, OversizedLine):
             text = f"the message has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
             known = jsonrpc.recover_id(line.head)
@@ -169,7 +169,7 @@ class StdioFrontend:
             return
         if not line.startswith(b"{") and jsonrpc.is_batch(line):
             if self._batches >= MAX_BATCHES:
-                text = f"{MAX_BATCHES} batches are under way; try again"
+                text = f"{MAX_BATCHES} batches are in progress; try again"
                 self._post(jsonrpc.error_response(None, jsonrpc.INTERNAL_ERROR, text))
                 return
             self._batches += 1
@@ -237,7 +237,7 @@ class StdioFrontend:
         await self._outbox.wait_writable()
 
     def _post_response(self, response: bytes | None, request_id: Id | msgspec.UnsetType | None) -> None:
-        """Write a response, or an error if too much waits for a client that does not read."""
+        """Write a response, or a short error if too much is unread."""
         if response is None:
             return
         waiting = self._outbox.size
@@ -270,7 +270,7 @@ class StdioFrontend:
     async def _within(
         self, scope: trio.CancelScope, request_id: Id, era: Era, response: Awaitable[bytes]
     ) -> bytes | None:
-        """Return a response, or the error instead of it; None if the client cancelled the request."""
+        """Return a response, or the error instead; None if the client cancelled the request."""
         try:
             with scope:
                 return await response
@@ -280,7 +280,7 @@ class StdioFrontend:
             self._in_flight.remove(request_id)
         if trio.current_time() >= scope.deadline:
             self._cut_off = True
-            text = f"stdin has ended, and this was not done within {END_GRACE:g} s after it"
+            text = f"stdin has ended, and the request was not answered within {END_GRACE:g} s"
             return jsonrpc.error_response(request_id, jsonrpc.INTERNAL_ERROR, text)
         return None
 
@@ -292,7 +292,7 @@ class StdioFrontend:
             self._post(self._answers.encode_error(request_id, exc, Era.LEGACY)[0])
             return
         if self._session is not None:
-            self._session.end()  # a second conversation on the same pipe: the first one's subscriptions end
+            self._session.end()  # a second conversation on the pipe ends the subscriptions of the first
         self._session = LegacySession(
             self._session_key,
             introduction,

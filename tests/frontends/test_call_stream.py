@@ -141,9 +141,9 @@ async def test_a_url_request_gets_the_legacy_id(autojump_clock: MockClock) -> No
     ("outcome", "said"),
     [
         (required({"a": ("tools/list", {})}), "'tools/list', which is not an input request"),
-        (required(inputRequests=[]), "in a form that MCP does not have"),
-        (required(inputRequests={"a": {}}), "in a form that MCP does not have"),
-        (required({"a": (ROOTS, [])}), "in a form that MCP does not have"),
+        (required(inputRequests=[]), "in an invalid form"),
+        (required(inputRequests={"a": {}}), "in an invalid form"),
+        (required({"a": (ROOTS, [])}), "in an invalid form"),
     ],
 )
 async def test_an_invalid_request_ends_the_call(outcome: Any, said: str, autojump_clock: MockClock) -> None:

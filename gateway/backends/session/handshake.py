@@ -95,7 +95,7 @@ class Attempts:
         return self._deadline
 
     def probing(self, *, shares_pipe: bool) -> None:
-        """Note that `server/discover` is sent; if it shares a pipe with `initialize`, both end with it."""
+        """Note that `server/discover` is sent; on a pipe shared with `initialize` they end together."""
         self.was_probed = True
         self.is_probing = shares_pipe and not (self.pinned and self.era == "modern")
 

@@ -1,9 +1,8 @@
 """The log level and resource subscriptions of one backend session, as clients want them.
 
-In either era: a legacy backend gets `logging/setLevel`, `resources/subscribe` and `resources/unsubscribe`. A modern one
-gets the level with each request, and the subscriptions as the filter of one `subscriptions/listen` that stays open
-(2026-07-28 basic/patterns/subscriptions). The state sent is part of the session, so a new session is sent everything
-again.
+A legacy backend gets `logging/setLevel`, `resources/subscribe` and `resources/unsubscribe`. A modern one gets the level
+with each request, and the subscriptions as the filter of one `subscriptions/listen` that stays open (2026-07-28
+basic/patterns/subscriptions). The state sent is part of the session, so a new session is sent everything again.
 """
 
 from __future__ import annotations

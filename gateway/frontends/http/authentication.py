@@ -1,7 +1,7 @@
-"""The checks before every request to an MCP frontend: Host and Origin, CORS preflight, and authentication.
+"""The checks of every request to an MCP frontend: Host, Origin, CORS preflight, authentication.
 
-Nothing is done for a request before it has passed: its body is not read, and nothing is looked up for it. All responses
-get the headers that let a page read them, refusals too, since the page could not read the reason otherwise.
+Before a request has passed, its body is not read and nothing is looked up for it. All responses get the headers that
+let a page read them, even refusals: the page could not read the reason otherwise.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class AuthMiddleware:
         return principal is not None and principal.may_use_view(exchange.view)
 
     async def serve(self, exchange: Exchange, handle: Handler) -> None:
-        """Pass a request to `handle`, or refuse it here. Returns also when its client has disconnected."""
+        """Pass a request to `handle`, or refuse it; return even if its client has disconnected."""
         headers = exchange.headers
         try:
             pairs = exchange.scope["headers"]
@@ -103,7 +103,7 @@ class AuthMiddleware:
                     return
                 principal, exchange.valid_until = verdict
             exchange.principal = principal
-            if not principal.may_use_view(exchange.view):  # an unknown view is not one of its views either
+            if not principal.may_use_view(exchange.view):  # also refuses an unknown view
                 text = f"this key is for the views {', '.join(principal.rules.views or ())} only"
                 await self._refuse(exchange, Refusal(403, "view_not_allowed", text))
                 return
@@ -115,7 +115,7 @@ class AuthMiddleware:
                 await handle(exchange)
             if scope.cancelled_caught:
                 await (exchange.end_stream() if exchange.begun else _answer(exchange, CUT_OFF))
-        except* ClientGone:  # alone, or in the group of a nursery that watched for it
+        except* ClientGone:  # alone, or in the group of the nursery that watched for it
             log.debug("a client hung up")
 
     async def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:

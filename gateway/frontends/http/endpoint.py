@@ -49,7 +49,7 @@ class McpEndpoint:
         await self._entrance.serve(Exchange(scope, receive, send, view), self._serve)
 
     def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
-        """Submit a tool call without a task; return False, without effect, if the app must handle it."""
+        """Submit a tool call without a task; return False, without effect, if it needs one."""
         if not exchange.accepts_json:
             return False
         header = exchange.headers.get(headers.VERSION_HEADER)

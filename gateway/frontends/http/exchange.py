@@ -1,4 +1,4 @@
-"""One HTTP exchange: request head and body in, one JSON document or a stream of SSE events out.
+"""One HTTP exchange: request in, one JSON document or a stream of SSE events out.
 
 All HTTP of a frontend goes through here, so that an exchange stays a value with few operations that could cross a
 process boundary. A client that has disconnected raises `ClientGone`; nothing is buffered for it.
@@ -138,7 +138,7 @@ class Exchange:
 
     @property
     def identity(self) -> Identity:
-        """The principal and the endpoint of the request; equal ones are nearly always the same object."""
+        """The request's principal and endpoint; equal ones are nearly always one object."""
         if self.principal is not None:
             return self.principal.identity_at(self.view, self.names)
         return ANYBODY if self.view is self.names is None else at_endpoint(ANYBODY, self.view, self.names)
@@ -154,7 +154,7 @@ class Exchange:
         """The address that limits count a request by.
 
         Behind a reverse proxy on this machine that is the address that the proxy adds. If the proxy adds none, a client
-        may forge it, which only separates it from the share of all other clients of the proxy.
+        may forge one, which only gives it a share apart from that of the proxy's other clients.
         """
         address = self.address
         if address in LOCAL:
@@ -163,7 +163,7 @@ class Exchange:
         return address
 
     def while_valid(self) -> AbstractContextManager[object]:
-        """A block that ends as soon as the client's key or token, if any, is revoked or expires."""
+        """A block that ends when the client's key or token is revoked or expires."""
         return nullcontext() if self.principal is None else self.principal.track_stream(self.valid_until)
 
     @property
@@ -232,7 +232,7 @@ class Exchange:
             pass
 
     async def message(self, message: bytes, *headers: tuple[bytes, bytes]) -> None:
-        """Answer 200 with one JSON-RPC message: as JSON, or as an event if the client accepts nothing else."""
+        """Answer 200 with one message: as an event if the client accepts no JSON."""
         if self.accepts_json or not self.accepts_stream:
             await self.json(200, message, *headers)
             return
@@ -264,14 +264,17 @@ class Exchange:
         await self._document(status, b"", *headers, *self.always)
 
     async def _document(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-        """Send a whole response. Until the client has read all of it, `end_stream` can abort it."""
+        """Send a whole response; `end_stream` can abort it until the client has read it."""
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, length, *headers)
         await self._emit({"type": "http.response.body", "body": body})
         self._complete = True
 
     async def event(self, message: bytes, event_id: bytes = b"") -> None:
-        """Send one message as an SSE event, with an id if the stream can be resumed; the first opens the stream."""
+        """Send one message as an SSE event; the first one opens the stream.
+
+        It has an id if the stream can be resumed.
+        """
         head = b"event: message\r\nid: " + event_id + b"\r\ndata: " if event_id else b"event: message\r\ndata: "
         if len(message) <= MAX_COPIED:
             await self.frames(head + message + b"\r\n\r\n")
@@ -280,7 +283,10 @@ class Exchange:
             await self.frames(part)
 
     async def mark(self, event_id: bytes, *, retry: int | None = None) -> None:
-        """Send an event without data: the client can resume after its id, not before `retry` milliseconds."""
+        """Send an event without data, whose id the client can resume after.
+
+        `retry` is the client's minimum wait before that, in milliseconds.
+        """
         wait = b"" if retry is None else b"retry: %d\r\n" % retry
         await self.frames(b"id: " + event_id + b"\r\n" + wait + b"data: \r\n\r\n")
 
@@ -295,7 +301,7 @@ class Exchange:
         await self._emit({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end_stream(self) -> None:
-        """End the response; without a start it becomes an empty stream. A no-op if it is complete.
+        """End the response, as an empty stream if nothing was sent; no-op once complete.
 
         Raises:
             ClientGone: a document was cut off, and only closing its connection can tell the client.
@@ -331,7 +337,10 @@ def accepted(accept: bytes | None) -> tuple[bool, bool]:
 
 
 def _accepts(accept: bytes, media_type: bytes) -> bool:
-    """Return whether an Accept header allows a media type: the most specific range decides (RFC 9110, 12.5.1)."""
+    """Return whether an Accept header allows a media type (RFC 9110, 12.5.1).
+
+    The most specific range decides.
+    """
     found: dict[bytes, bool] = {}
     for element in accept.lower().split(b","):
         media_range, *parameters = (part.strip() for part in element.split(b";"))
@@ -356,7 +365,10 @@ def explain_compressed(encoding: str) -> str:
 
 
 async def read_json(exchange: Exchange, most: int) -> bytes | None:
-    """Read the body of a POST that must hold JSON; refuse it and return None if it is not valid. Raises ClientGone."""
+    """Read the JSON body of a POST; refuse an invalid one and return None.
+
+    Raises ClientGone.
+    """
     encoding = compressed(exchange)
     if encoding is not None:
         text = explain_compressed(encoding)
@@ -377,7 +389,7 @@ async def read_json(exchange: Exchange, most: int) -> bytes | None:
 
 
 class NullExchange(Exchange):
-    """A substitute for the exchange of a disconnected client that may return: accepts everything, sends nothing."""
+    """A null exchange for a disconnected client that may return: sends nothing."""
 
     __slots__ = ()
 

@@ -1,7 +1,7 @@
-"""The listen address of the HTTP frontend: TCP or a Unix socket, with or without TLS.
+"""The listen address of the HTTP frontend: TCP or Unix socket, optionally with TLS.
 
 A Unix socket's file has its mode before any client can connect, replaces a stale one, and is removed at the end unless
-another gateway has replaced it meanwhile.
+another gateway has replaced it.
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_private(self) -> bool:
-        """Whether only this machine can connect: over loopback, or through a file whose mode restricts access."""
+        """Whether only this machine can connect: over loopback, or through a restricted file."""
         return self.uds is not None or is_loopback(self.host)
 
     @property
     def policy_host(self) -> str:
-        """The host name that requests must have; any for a Unix socket, which web pages cannot reach."""
+        """The required host name; any for a Unix socket, which web pages cannot reach."""
         return "" if self.uds is not None else self.host
 
     @property
@@ -152,7 +152,7 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListeningSocket:
-    """A listening socket, open as long as the `with` block; its file, if any, is removed with it."""
+    """A listening socket, closed after the `with` block; its file is removed too."""
 
     def __init__(self, binding: ListenAddress, sock: socket.socket) -> None:
         self.binding = binding
@@ -175,7 +175,7 @@ class ListeningSocket:
         return [f"{scheme}://{host}:{self.socket.getsockname()[1]}{path}" for path in paths]
 
     def close(self) -> None:
-        """Stop listening, and remove the file of a Unix socket unless another program has replaced it."""
+        """Stop listening; remove a Unix socket's file unless another program has replaced it."""
         self.socket.close()
         path, mark = self.binding.uds, self._mark
         self._mark = None
@@ -185,7 +185,7 @@ class ListeningSocket:
 
 
 def _mark(path: Path) -> tuple[int, int] | None:
-    """Return the identity of a Unix socket's file, to tell it from another with the same path."""
+    """Return the identity of a Unix socket's file, which another at its path lacks."""
     try:
         status = path.lstat()
     except OSError:
@@ -204,7 +204,7 @@ def _open_unix(path: Path, mode: int) -> socket.socket:
         finally:
             os.umask(before)
         sock.listen(BACKLOG)
-        temporary.replace(path)  # atomic: the path never lacks a socket, and no file of another program is removed
+        temporary.replace(path)  # atomic: there is always a socket at the path, and no other program's file is removed
     except OSError as exc:
         sock.close()
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""MCP over HTTP without a socket: streamable HTTP of both eras, and the older SSE transport beside it.
+"""MCP over HTTP without a socket: streamable HTTP in both eras, and HTTP+SSE.
 
 `McpApp` answers the requests for one set of paths, and owns the sessions of the clients that connect there. The command
-serves one on a socket (`server.HttpFrontend`), an embedded gateway hands one to each application that mounts it.
+serves one on a socket (`server.HttpFrontend`); an embedded gateway gives one to each application that mounts it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class McpApp:
     """Implements `gateway.access.table.AccessObserver`.
 
     `policy` follows the settings of `access`. With `shows_metadata` the metadata of the protected resource (RFC 9728)
-    are served too. Sessions and streams end when `closing` is set.
+    is served too. Sessions and streams end when `closing` is set.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class McpApp:
                 self._end_sessions()
 
     def begin(self, request: Request) -> bool:
-        """Submit an ordinary tool call without a task; return False, without effect, if `serve` must handle it."""
+        """Submit a tool call without a task; return False, without effect, if it needs one."""
         path, view, fleet = request.scope["path"], None, self.handler.fleet
         if request.scope["method"] != "POST":
             return False
@@ -146,7 +146,7 @@ class McpApp:
         return begin(exchange, message, request_id)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Answer one HTTP request; return False, with nothing sent, if its path is not served here."""
+        """Answer one HTTP request; return False, without a response, for an unknown path."""
         path = view_routing.without_slash(scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")))
         if path == self._mcp_path:
             await self.endpoint(scope, receive, send)

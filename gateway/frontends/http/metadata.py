@@ -1,4 +1,4 @@
-"""The metadata of a protected resource, which tells clients where to get a token (RFC 9728)."""
+"""The metadata of a protected resource: where clients get a token (RFC 9728)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 async def show_resource(exchange: Exchange, policy: HostPolicy, access: Access | None) -> None:
-    """Answer a request below the well-known path, from pages of any origin, with CORS. Raises ClientGone."""
+    """Answer a request below the well-known path, from any origin. Raises ClientGone."""
     oauth = None if access is None else access.settings.oauth
     refusal = policy.refusal({b"host": exchange.headers.get(b"host", b"")})
     exchange.always = (ANY_PAGE,)
@@ -24,7 +24,7 @@ async def show_resource(exchange: Exchange, policy: HostPolicy, access: Access |
         await exchange.json(403, jsonrpc.encode({"error": refusal.text, "code": refusal.code}))
     elif oauth is None or exchange.scope["path"].rstrip("/") != metadata_path(oauth):
         await exchange.json(404, jsonrpc.encode({"error": "Not Found"}))
-    elif exchange.method == "OPTIONS":  # pages also send MCP-Protocol-Version, which takes a preflight
+    elif exchange.method == "OPTIONS":  # pages also send MCP-Protocol-Version, which needs a preflight
         await exchange.empty(204, (b"access-control-allow-headers", b"*"), PREFLIGHT_FOR)
     elif exchange.method not in {"GET", "HEAD"}:
         await exchange.empty(405, (b"allow", b"GET, HEAD"))

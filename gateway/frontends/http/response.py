@@ -1,8 +1,8 @@
 """The response of one HTTP exchange, made from one call's events and outcome.
 
-JSON if the outcome arrives before any event, written in the step in which the backend's answer is read; a stream from
-the first event on, or after `sse_after` seconds of silence, with comments to keep it alive. A client that accepts no
-stream gets JSON and no events. The modern era is below, the legacy one in `frontends/legacy/resumable.py`.
+JSON if the outcome arrives before any event, written in the step that reads the backend's response; a stream from the
+first event on, or after `sse_after` seconds of silence, with comments to keep it alive. A client that accepts no stream
+gets JSON and no events. The modern era is below, the legacy one in `frontends/legacy/resumable.py`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class HttpDelivery(Delivery):
     # In a task.
 
     async def run(self, stream: CallStream, first: Event | Outcome | None = None) -> None:
-        """Deliver events, `first` before all others, until the response is complete. Raises ClientGone."""
+        """Deliver events, `first` before the others, until the response is complete. Raises ClientGone."""
         response = await self.deliver(stream, first)
         if response is None:  # closed: the client cancelled, and gets no response
             await self._exchange.end_stream()
@@ -113,7 +113,7 @@ class HttpDelivery(Delivery):
 
 
 class ModernDelivery(HttpDelivery):
-    """A call that its client cancels by disconnecting; a server request ends its response, and suspends the call."""
+    """The response to a modern call: a disconnect cancels, a server request suspends it."""
 
     __slots__ = ()
 

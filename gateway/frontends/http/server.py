@@ -1,6 +1,6 @@
-"""The HTTP frontend of the command: Hypercorn on trio serves the MCP app, everything else goes to the management app.
+"""The HTTP frontend of the command: the MCP app and the management app on Hypercorn.
 
-Owns the socket, and with it the connections.
+Owns the socket and its connections.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     AsgiApp = Any
 
 PROBES: Final = frozenset({"/livez", "/readyz"})
-"""Served also when all connections are in use."""
+"""Served even if all connections are in use."""
 GRACEFUL_TIMEOUT: Final = 1.0
 """Seconds that connections get after all streams were ended; calls have been drained before."""
 
@@ -42,9 +42,9 @@ def find_descriptor_limit() -> int | None:
 
 
 class HttpFrontend:
-    """Serves the MCP app and the management app (`others`) on one socket, until `closing` is set.
+    """The MCP app and the management app (`others`) on one socket, until `closing`.
 
-    An inherited socket accepts no more from `stopping` on: new connections wait in it for the next process.
+    Once `stopping` is set, an inherited socket accepts nothing: new connections wait in it for the next process.
     """
 
     def __init__(
@@ -56,7 +56,10 @@ class HttpFrontend:
         self._closing = closing
 
     async def run(self, bound: ListeningSocket, *, task_status: trio.TaskStatus[list[str]]) -> None:
-        """Serve on `bound`, and close it, once `closing` is set; `started` gives the URLs, one for each transport."""
+        """Serve on `bound` until `closing` is set, then close it.
+
+        `started` gives the URLs, one for each transport.
+        """
         from hypercorn.config import Config as HypercornConfig
         from hypercorn.config import Sockets
 

@@ -1,4 +1,4 @@
-"""The address of a request: its view, from the path below the endpoint, and its name choices, from the query."""
+"""The address of a request: the path names a view, the query chooses names."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ NO_VIEW: Final = (
 
 
 def without_slash(path: str) -> str:
-    """Strip the trailing slash that many clients and guides write."""
+    """Strip the trailing slash that many clients and guides add."""
     return path.rstrip("/") or "/"
 
 
 def view_in(path: str, endpoint: str | None, views: Container[str]) -> str | None:
     """Return the view that a path below an endpoint names; None without one.
 
-    It need not exist, since a request to a removed view must be answered as such; but an endpoint at the root has only
-    the existing views, since everything else is below it, too.
+    It need not exist, since a request to a removed view must be answered as such. But for an endpoint at the root only
+    existing views count, since every other path is below it too.
     """
     if endpoint is None or not path.startswith(endpoint):
         return None
@@ -44,7 +44,10 @@ def choose_names(exchange: Exchange) -> None:
 
 
 def chosen_names(query: bytes) -> NameChoice | None:
-    """Return the name choices of a query, None for those of the config. Raises ValueError if they are not allowed."""
+    """Return the name choices of a query; None: those of the config.
+
+    Raises ValueError if they are not allowed.
+    """
     if b"separator" not in query and b"max_name_length" not in query:
         return None
     members = parse_qs(query.decode("latin-1"), keep_blank_values=True)

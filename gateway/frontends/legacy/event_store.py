@@ -1,8 +1,8 @@
-"""Sent events of one legacy session's streams, kept for clients that reconnect (2025-11-25 basic/transports).
+"""Sent events of one legacy session's streams, kept for reconnecting clients (2025-11-25 basic/transports).
 
 Pure bookkeeping. An event's id is `<session tag>-<stream>-<number>`: it identifies its stream, and an id of another
 session is recognised as foreign. Invariant: kept events are bounded for each stream, each session and all sessions
-together; the oldest are dropped first, and of a stream that has ended either the end is kept or nothing.
+together; the oldest are dropped first, and an ended stream keeps its end or nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ MAX_DIGITS: Final = 18
 
 
 class Log:
-    """The kept events of one stream: number and message, oldest first. Numbers rise by one for each event id given."""
+    """The kept events of one stream: number and message, oldest first.
+
+    The number rises by one with each event id.
+    """
 
     __slots__ = ("ended_at", "events", "last", "number", "sent", "size")
 
@@ -44,7 +47,7 @@ class Log:
         self.last = 0
         """The number of the last event."""
         self.sent = 0
-        """The number of the last event that was written to a connection, if its carrier records that."""
+        """The number of the last event written to a connection, if its carrier records that."""
         self.size = 0
         self.events: deque[tuple[int, bytes]] = deque()
         self.ended_at: float | None = None
@@ -61,7 +64,7 @@ class EventStore:
         self._budget = budget
         self._tag = ""
         self._logs: dict[int, Log] = {}
-        self._ended: dict[int, Log] = {}  # those of them that have ended, the oldest first
+        self._ended: dict[int, Log] = {}  # of these the ended ones, oldest first
         self._last = STANDALONE
         self._size = 0
 
@@ -92,12 +95,12 @@ class EventStore:
         return f"{self._tag}-{log.number}-{number}".encode()
 
     def mark(self, log: Log) -> bytes:
-        """Return the id of an event without a message: one that primes a stream or closes a connection."""
+        """Return the id of an event without a message, which primes or closes a stream."""
         log.last += 1
         return self.id(log, log.last)
 
     def add(self, log: Log, message: bytes) -> bytes:
-        """Keep a message; return the id to send it under. Of a dropped log nothing is kept."""
+        """Keep a message, unless the log was dropped; return the id to send it under."""
         log.last += 1
         if self._logs.get(log.number) is log:
             log.events.append((log.last, message))
@@ -115,7 +118,7 @@ class EventStore:
         return self.id(log, log.last)
 
     def end(self, log: Log, message: bytes, instead: bytes, *, now: float) -> bytes:
-        """Keep the last message of a stream, or `instead` if it is too large; return its id."""
+        """Keep a stream's last message, or `instead` if it is too large; return its id."""
         self.expire(now)
         if self._logs.get(log.number) is log:
             log.ended_at = now
@@ -126,7 +129,7 @@ class EventStore:
         return event_id
 
     def find(self, event_id: str, *, now: float) -> tuple[Log, int] | None:
-        """Return the stream of this id, and its number there; None if it is foreign or not kept."""
+        """Return the stream and number of this id; None if foreign or not kept."""
         self.expire(now)
         tag, *rest = event_id.split("-")
         if tag != self._tag or len(rest) != 2 or not all(map(_is_number, rest)):

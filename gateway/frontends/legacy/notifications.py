@@ -1,7 +1,7 @@
 """A legacy client's notifications and responses, over any transport.
 
-Responses to server requests, cancellations, progress, changed roots; and notifications that MCP does not know, which go
-to the only backend if there is only one (as unknown methods do), and are dropped otherwise. Nothing in here waits.
+Responses to server requests, cancellations, progress, changed roots; and notifications unknown to MCP, which go to the
+backend if there is only one (as unknown methods do), and are dropped otherwise. Nothing here waits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def handle_notification(
     answers: RequestHandler, session: LegacySession | None, message: Message, in_flight: InFlight
 ) -> None:
-    """Handle a notification or a response; before `initialize` (no session) only cancellations have an effect."""
+    """Handle a notification or a response; without a session only cancellations count."""
     match message.method:
         case "notifications/cancelled":
             request_id = cancelled_id(message)

@@ -1,9 +1,10 @@
-"""One call of a legacy session over streamable HTTP, and what carries its stream (2025-11-25 basic/transports).
+"""One call of a legacy session over streamable HTTP, with a resumable stream.
 
-First the POST, without a task until there is an event; when its connection breaks, a task of the session; then the GET
-with which the client reconnects. One at a time: a task that takes over cancels the previous one and begins when that
-has ended. A disconnect is not a cancellation in this era. Invariant: an event is kept before it is sent, so events lost
-with a connection are there for the next one, and each message goes to one stream only.
+It is carried by the POST first, without a task until there is an event; when that connection breaks, by a task of the
+session; then by the GET with which the client reconnects (2025-11-25 basic/transports). A task that takes over cancels
+the previous one and begins when that has ended. A disconnect is not a cancellation in this era. Invariant: an event is
+kept before it is sent, so events lost with a connection are available to the next one, and each message goes to one
+stream only.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class ResumableDelivery(HttpDelivery):
         self._session = session
         self._keep = keep
         self._stream: CallStream
-        self._scope: trio.CancelScope | None = None  # of the carrying task, or of one about to carry
+        self._scope: trio.CancelScope | None = None  # of the carrying task, or of the next one
         self._log: Log | None = None
         self._ended = False
         self._busy = True
@@ -76,7 +77,7 @@ class ResumableDelivery(HttpDelivery):
         self._exchange = NOWHERE
 
     def cancel(self, *, reason: str) -> None:
-        """Cancel the call while it has no task: no response must follow, but the exchange must end."""
+        """Cancel the call while it has no task; end the exchange without a response."""
         super().cancel(reason=reason)
         self._exchange.respond_nowait(200, b"", (EVENT_STREAM,))
 
@@ -92,7 +93,7 @@ class ResumableDelivery(HttpDelivery):
         return 200
 
     def spawn(self, stream: CallStream) -> None:
-        """Have a task of the connection deliver the rest, or one of the session if there is no connection."""
+        """Deliver the rest in a task of the connection, or else of the session."""
         self._stream = stream
         self._scope = scope = self._session.in_flight.open_scope(self.request_id)
         if self._exchange is NOWHERE:
@@ -103,7 +104,7 @@ class ResumableDelivery(HttpDelivery):
     # The carrying tasks.
 
     async def carry(self, stream: CallStream, scope: trio.CancelScope) -> None:
-        """Carry the call on the exchange of its POST; have it continue when that ends."""
+        """Carry the call on the exchange of its POST; hand it over when that ends."""
         self._stream, self._scope = stream, scope
         try:
             with scope:
@@ -142,7 +143,7 @@ class ResumableDelivery(HttpDelivery):
             await exchange.end_stream()
 
     async def _carry_alone(self, scope: trio.CancelScope) -> None:
-        """Continue without a client: events not fetched in time are dropped, but the call runs to its end."""
+        """Continue without a client until the call ends; drop events not fetched in time."""
         if self._scope is not scope:
             return  # the client had reconnected before this task ran
         self._busy, self._exchange = True, NOWHERE
@@ -159,7 +160,7 @@ class ResumableDelivery(HttpDelivery):
             self._release(scope)
 
     def _hand_over(self, scope: trio.CancelScope) -> None:
-        """Have the session continue a call that has lost its exchange, unless another connection has taken over."""
+        """Have the session carry a call without an exchange, unless another connection does."""
         if not self._ended and self._scope is scope:
             scope = trio.CancelScope()
             self._give(scope)
@@ -170,7 +171,7 @@ class ResumableDelivery(HttpDelivery):
         self._session.in_flight.replace(self.request_id, scope)
 
     def _release(self, scope: trio.CancelScope, *, mine: bool = True) -> None:
-        """End a task's turn; if no other carries on, the call is over."""
+        """End a task's turn; unless another one follows, the call is over."""
         if mine:
             self._busy = False
             if self._freed is not None:
@@ -187,7 +188,7 @@ class ResumableDelivery(HttpDelivery):
     # The stream.
 
     def _open(self) -> tuple[EventStore, Log, bytes]:
-        """Make the response a stream; return the id that primes the client for resuming, if it is to be sent."""
+        """Make the response a stream; return the id of a priming event, if any."""
         self._streaming = True
         store = self._session.events
         if self._log is not None:
@@ -234,7 +235,9 @@ class ResumableDelivery(HttpDelivery):
         await self._exchange.end_stream()
 
     async def pause_stream(self, retry_ms: int) -> None:
-        """Close the stream as the backend did, and have the client poll ("Sending Messages to the Server", 6).
+        """Close the stream as the backend did; the client resumes it later.
+
+        2025-11-25 basic/transports, "Sending Messages to the Server", 6.
 
         Raises:
             StreamPaused: it was closed.
@@ -251,7 +254,7 @@ class ResumableDelivery(HttpDelivery):
 
 
 async def replay(exchange: Exchange, store: EventStore, log: Log | None, after: int) -> None:
-    """Open a stream and send the kept events of another one after an event, under their own ids."""
+    """Open a stream; send another one's kept events after `after`, under their own ids."""
     await exchange.keep_alive()
     if log is not None:
         for number, message in log.after(after):

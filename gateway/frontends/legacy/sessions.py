@@ -82,7 +82,7 @@ class TasklessRequest(Protocol):
 
 
 class InFlight:
-    """The unanswered requests of one client; each in a cancel scope of its own or without a task."""
+    """The unanswered requests of one client, each with a cancel scope or no task."""
 
     def __init__(self, most: int) -> None:
         self._requests: dict[Id, trio.CancelScope | TasklessRequest] = {}
@@ -128,13 +128,13 @@ class InFlight:
         self._requests.pop(request_id, None)
 
     def cancel(self, request_id: Id) -> None:
-        """Cancel exactly this request; ignore an unknown one, since responses cross (basic/utilities/cancellation)."""
+        """Cancel exactly this request; ignore an unknown one, since a response may cross the cancellation."""
         request = self._requests.get(request_id)
         if request is not None:
             request.cancel(reason="the client cancelled the request")
 
     def end_at(self, deadline: float) -> None:
-        """Set a deadline for all requests, later ones too; each has a task from now on."""
+        """Set a deadline for all requests, later ones included; give each a task."""
         self._deadline = deadline
         for request in list(self._requests.values()):
             if isinstance(request, trio.CancelScope):
@@ -149,9 +149,9 @@ class InFlight:
 
 
 class ServerRequestTable:
-    """The server requests to one legacy client that are not answered yet.
+    """The unanswered server requests to one legacy client.
 
-    Bounded: the oldest are refused when a client leaves too many unanswered.
+    Bounded: above the bound the oldest are refused.
     """
 
     def __init__(self, last_id: int = 0) -> None:
@@ -179,7 +179,7 @@ class ServerRequestTable:
         return None
 
     def handle_response(self, message: Message) -> None:
-        """Match a response of the client to its request; an unknown or second one is ignored."""
+        """Match a client's response to its request; ignore unknown and second ones."""
         ask = self._open.pop(message.id, None) if isinstance(message.id, int | str) else None
         if ask is None:
             return
@@ -226,7 +226,7 @@ class LegacySession:
     ) -> None:
         self.id = session_id
         self.key = session_id or STDIO
-        """The key of this client, for backends with a session for it alone."""
+        """The key of this client's own sessions with backends."""
         self.caller = Caller(
             era=Era.LEGACY,
             version=introduction.version,
@@ -238,7 +238,7 @@ class LegacySession:
             gateways=introduction.gateways,
         )
         self.identity = introduction.identity
-        """The session's principal and endpoint; no other finds it."""
+        """The session's principal and endpoint; requests with others do not find it."""
         self.in_flight = InFlight(max_requests)
         self.changes = NotificationQueue()
         self.server_requests = ServerRequestTable(last_asked)
@@ -260,7 +260,7 @@ class LegacySession:
         self.last_used = trio.current_time()
 
     def belongs_to(self, identity: Identity) -> bool:
-        """Return whether a request of this identity belongs to the session; if so, use its scope from now on."""
+        """Return whether a request belongs to the session; if so, adopt its scope."""
         if not self.identity.same_door(identity):
             return False
         if identity.scope != self.identity.scope:
@@ -320,7 +320,7 @@ class SessionTable:
         self._max_requests = max_requests
         self._welcome = welcome
         self._budget = Budget(MAX_BYTES)
-        self._nursery: trio.Nursery  # of the calls that have lost their exchange; opened and closed by `run`
+        self._nursery: trio.Nursery  # for calls without an exchange; opened and closed by `run`
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -333,7 +333,7 @@ class SessionTable:
     def create(self, introduction: ClientIntroduction) -> LegacySession | None:
         """Make a session; return None if the table is full and none can be evicted."""
         if len(self._sessions) >= self._most:
-            # Opening sessions costs a client nothing. One that does not use its sessions must not keep out others,
+            # A client opens sessions at no cost. One that does not use its sessions must not keep out others,
             # so the oldest unused anonymous session is evicted first, however recent.
             unused = next((session for session in self._sessions.values() if session.is_unused), None)
             if unused is not None:
@@ -347,7 +347,7 @@ class SessionTable:
         return session
 
     def find(self, session_id: str, identity: Identity = ANYBODY) -> LegacySession | None:
-        """Return the client's session with this id; None if it is unknown, has ended or is another's."""
+        """Return the client's session with this id; None if ended, unknown or another's."""
         session = self._sessions.get(session_id)
         if session is None or not (identity is session.identity or session.belongs_to(identity)):
             return None
@@ -366,12 +366,12 @@ class SessionTable:
             session.notify_list_changed(news)
 
     def has_share(self, principal: Principal) -> bool:
-        """Return whether a principal may open another session, if necessary in place of an idle one."""
+        """Return whether a principal may open a session, perhaps in place of an idle one."""
         mine = [session for session in self._sessions.values() if session.caller.principal == principal.name]
         return len(mine) < principal.most_sessions(self._most) or self._evict(mine)
 
     def _evict(self, among: Iterable[LegacySession]) -> bool:
-        """End the session that has been idle longest; return False if that is not long enough."""
+        """End the session idle for longest; return False if none is idle long enough."""
         oldest = max(among, key=lambda session: session.idle)
         if oldest.idle < EVICTABLE_AFTER:
             return False
@@ -395,7 +395,7 @@ class SessionTable:
         self._nursery.start_soon(run, scope)
 
     def update_principal(self, principal: Principal) -> None:
-        """Apply a principal's present rules to its sessions; end those at views it may not use."""
+        """Apply a principal's present rules to its sessions; end those at forbidden views."""
         for session in list(self._sessions.values()):
             view = session.identity.view
             if session.caller.principal != principal.name:

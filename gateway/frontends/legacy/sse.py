@@ -1,9 +1,9 @@
-"""The HTTP+SSE transport of protocol version 2024-11-05: one stream to the client, and POSTs from it beside that.
+"""The HTTP+SSE transport (2024-11-05): one stream to the client, and POSTs from it.
 
 A session lives as long as its stream: the stream's task owns the tasks of all its requests, and when the client
 disconnects they are cancelled at the backends. All messages to the client go through one buffer, in order. While it is
 full, the client's POSTs wait, and so do the events of its calls; a client that reads nothing for `PATIENCE` is then
-dropped, since messages cannot be resent here. Legacy only.
+dropped, since this transport cannot resend messages. Legacy only.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ MAX_WAITING_MESSAGES: Final = 4_096
 PATIENCE: Final = 10.0
 """Seconds within which a client must read something while its buffer is full; then it counts as not reading."""
 WRITE_BYTES: Final = 65_536
-"""Bytes sent in one write; smaller writes would cost, larger ones would free the buffer late."""
+"""Bytes sent in one write: smaller writes would cost more, larger ones would free the buffer later."""
 MAX_KNOWN_QUERY: Final = 128
-"""Bytes of a query whose parsed form is cached; ours are shorter."""
-NO_STREAM: Final = "this session does not exist or has ended with its stream: open another one"
+"""Bytes of a query whose parsed form is cached; the gateway's are shorter."""
+NO_STREAM: Final = "this session does not exist or has ended with its stream; open another one"
 
 log = logging.getLogger("gateway.http")
 
@@ -86,7 +86,7 @@ class SseStream:
                 self._nursery.start_soon(self._watch, exchange)
                 self._nursery.start_soon(self._send_notifications)
                 await self._write(exchange)
-                await exchange.end_stream()  # only here: a client that does not read does not read an end either
+                await exchange.end_stream()  # only here: a client that does not read would not read the end
                 self._nursery.cancel_scope.cancel(reason="the stream has ended")
             finally:  # before the nursery closes: a call that is still in flight then may start its task in it
                 self.over = True
@@ -215,7 +215,7 @@ class SseStream:
             self._answers.turn_away(message, session.caller, exc)
             refusal, _ = self._answers.encode_error(request_id, exc, Era.LEGACY)
             if isinstance(exc, DuplicateId):
-                return refusal  # on the stream it would pass for the response to the other request
+                return refusal  # on the stream it would look like the response to the other request
             await self.send(refusal)
             return None
         if message.method == "tools/call":
@@ -327,7 +327,7 @@ def _known_session_ids(query: bytes) -> list[str]:
 
 
 def _session_ids(query: bytes) -> list[str]:
-    """Return the session ids of an address; the client sends all its POSTs to one short address."""
+    """Return the session ids of an address, cached, since a client uses only one."""
     return (_known_session_ids if len(query) <= MAX_KNOWN_QUERY else _known_session_ids.__wrapped__)(query)
 
 
@@ -355,7 +355,7 @@ class SseFrontend:
             stream.update_principal(principal)
 
     def end_all(self) -> None:
-        """Let every stream end after its last messages."""
+        """End every stream after its last messages."""
         for stream in self._streams.values():
             stream.end()
 
@@ -404,7 +404,7 @@ class SseFrontend:
         return True
 
     def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
-        """Submit a tool call without a task; return False, without effect, if `post` must do it."""
+        """Submit a tool call without a task; return False, without effect, if it needs one."""
         given = _session_ids(exchange.scope["query_string"])
         stream = self._streams.get(given[0]) if len(given) == 1 else None
         if stream is None or not stream.belongs_to(exchange.identity) or not stream.begin(message, request_id):

@@ -95,7 +95,7 @@ class StreamableFrontend:
     async def _respond(
         self, session: LegacySession, message: Message, request_id: Id, scope: trio.CancelScope
     ) -> bytes | None:
-        """Return one response of a batch, None if it was cancelled; drop notifications of the call."""
+        """Return one response of a batch, None if cancelled; drop the call's notifications."""
         try:
             with scope:
                 answer = await self._answers.legacy(message, session)
@@ -110,7 +110,7 @@ class StreamableFrontend:
         return None
 
     async def get(self, exchange: Exchange) -> None:
-        """Resume a stream, or serve the session's own until it or the client ends."""
+        """Resume a stream, or serve the session's own until it or the connection ends."""
         session = await self._session(exchange)
         if session is None:
             return
@@ -207,7 +207,7 @@ class StreamableFrontend:
         return session
 
     def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
-        """Submit a tool call without a task; return False, without effect, if `post` must do it."""
+        """Submit a tool call without a task; return False, without effect, if it needs one."""
         session = self._find_session(exchange)
         if isinstance(session, tuple):
             return False
@@ -242,7 +242,7 @@ class StreamableFrontend:
         if body:
             await exchange.message(body)
         elif answer is None or isinstance(answer, bytes):
-            # Cancelled: no response must follow (basic/utilities/cancellation), but the exchange must end.
+            # Cancelled: the exchange must end without a response (basic/utilities/cancellation).
             await exchange.end_stream()
         else:
             keep = self._sessions.start_call_task

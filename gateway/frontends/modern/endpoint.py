@@ -71,7 +71,7 @@ class ModernFrontend:
         await ModernDelivery(exchange, self._answers, answer.call, request_id).carry(answer)
 
     def begin(self, exchange: Exchange, message: Message, request_id: Id) -> bool:
-        """Submit a tool call without a task; return False, without effect, if `post` must do it."""
+        """Submit a tool call without a task; return False, without effect, if it needs one."""
         try:
             call = self._read(exchange, message)
         except (GatewayError, headers.HeaderMismatch):

@@ -49,7 +49,7 @@ class State(msgspec.Struct, omit_defaults=True):
     view: str | None = None
     """The view whose endpoint it was given at."""
     backend: str = ""
-    """The backend that `inner`, its own state, belongs to."""
+    """The backend whose own state is `inner`."""
     inner: msgspec.Raw = jsonrpc.ABSENT
 
 
@@ -57,13 +57,13 @@ _states = msgspec.json.Decoder(State)
 
 
 def digest_of(call: Call) -> str:
-    """Return a digest of the method and of all params that a retry must repeat, however they are written."""
+    """Return a digest of the method and of all params that a retry must repeat."""
     params = {name: _canonical(span) for name, span in call.params.items() if name not in UNSEALED}
     return hashlib.sha256(_sorted([call.method, call.name, params])).hexdigest()
 
 
 def _canonical(span: msgspec.Raw) -> str:
-    """Return a digest of a value that does not depend on the order of members and the like.
+    """Return a digest of a value, independent of the order of members and the like.
 
     A value that cannot be decoded, because of its nesting or the range of its numbers, must be repeated verbatim.
     """

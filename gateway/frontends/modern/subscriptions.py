@@ -86,7 +86,10 @@ class Subscription:
         self._answers.fleet.forget(self)
 
     def update_principal(self, principal: Principal) -> None:
-        """Apply the present rules of its principal, if it is this one: drop notifications that are out of scope."""
+        """Apply the present rules of this principal: drop notifications out of scope.
+
+        A no-op for a subscription of another one.
+        """
         own = self._caller.scope or EVERYTHING
         view = own.view
         if self._caller.principal != principal.name:
@@ -105,7 +108,7 @@ class Subscription:
             self._changes.add(wanted)
 
     def handle_private_notification(self, method: str, params: dict[str, msgspec.Raw]) -> None:
-        """Note that lists changed in the client's own session with a backend; its other notifications are ignored."""
+        """Note list changes of the client's own backend session; ignore its other notifications."""
         del params
         if LIST_CHANGED.get(method) in self._features:
             self._changes.add([LIST_CHANGED[method]])

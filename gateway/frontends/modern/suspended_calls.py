@@ -1,9 +1,9 @@
-"""Suspended calls: a legacy backend sends a request, which reaches a modern client only by ending the client's own.
+"""Suspended calls: a legacy backend's request reaches a modern client by ending its own.
 
 2026-07-28 basic/patterns/mrtr: the call stays in flight at its backend while the client gets `input_required` and a
-`requestState`; the retry, on any connection, brings the answers and continues to wait. A suspended call is resumed at
-most once per token, never run again, bounded in number per principal and in time; when it expires it is cancelled at
-its backend. `SuspendedCalls` owns their streams; `run` is the task that lets them expire.
+`requestState`; the retry, on any connection, brings the answers and waits on. A suspended call is resumed at most once
+per token, never run again, bounded in number per principal and in time; when it expires it is cancelled at its backend.
+`SuspendedCalls` owns their streams; `run` is the task that lets them expire.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_PARKED_EACH: Final = 32
 """Suspended calls of one principal; anonymous clients together count as one. Each holds one of its backend's slots
 (`max_concurrency`, 64 by default), so they must not be able to use all of them."""
 PARKED_FOR: Final = 300.0
-"""Seconds that a suspended call waits for its client; people take their time."""
+"""Seconds that a suspended call waits for its client, which may have to ask a person."""
 GATHER_TURNS: Final = 12
 """Steps of the loop for which the first request waits for others, and each of those for more, so that requests sent
 together arrive in one round. Not a time: a timer cannot be shorter than 1 ms."""
@@ -78,7 +78,10 @@ class SuspendedCalls:
         return self._suspend(flow, open_asks) if open_asks else None
 
     async def _next_of_round(self, flow: CallStream) -> ServerRequest | Withdrawn | Outcome | bool | None:
-        """Return another request, a withdrawn one, or the outcome; False if none is due. Notifications are kept."""
+        """Return another request, a withdrawn one, or the outcome; False if none is due.
+
+        Notifications are kept.
+        """
         for _ in range(GATHER_TURNS):
             with trio.move_on_after(0):  # events that have already arrived
                 return await flow.next_but_notices()
@@ -138,7 +141,7 @@ class SuspendedCalls:
             now = trio.current_time()
             for key, entry in list(self._parked.items()):
                 if entry.expires <= now:  # if the backend has answered meanwhile, the outcome is kept for the client
-                    self._end(key, "the client did not come back with its input")
+                    self._end(key, "the client did not return with its input")
 
     def close_of(self, principal: str) -> None:
         """End every suspended call of a principal whose access was revoked."""
