@@ -1,7 +1,7 @@
 """The deadlines of pending calls: one task wakes the calls that are due.
 
-A cancel scope for each wait cost a tenth of a call. Most calls of a backend have the same timeout, so the earliest
-deadline seldom moves closer: the task wakes rarely, and then looks at all waiting calls.
+A cancel scope for each wait would cost a tenth of a call. Most calls of a backend have the same timeout, so the
+earliest deadline seldom moves closer: the task wakes rarely, and then looks at all waiting calls.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ class Expiring(Protocol):
         ...
 
     def wake_expired(self) -> None:
-        """Handle the end of the time, or of `Deadlines.run`, after which the call keeps its own deadline."""
+        """Handle the end of the time, or of `Deadlines.run`.
+
+        After the latter, the call watches its own deadline.
+        """
         ...
 
 
 class Deadlines:
-    """Calls with a deadline. Bounded by the pending calls: each is discarded when its wait ends."""
+    """Waiting calls with a deadline; each is discarded when its wait ends."""
 
     def __init__(self) -> None:
         self.is_running = False
-        """Whether `run` is running; otherwise a waiting task keeps its call's deadline itself."""
+        """Whether `run` is running; otherwise a waiting task watches its call's deadline itself."""
         self._calls: set[Expiring] = set()
         self._scope = trio.CancelScope()
 
@@ -49,7 +52,7 @@ class Deadlines:
         self._calls.discard(call)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the deadlines until cancelled; then wake all calls, which keep their own deadlines from there."""
+        """Watch the deadlines until cancelled; then wake all calls, which watch their own."""
         self.is_running = True
         task_status.started()
         try:

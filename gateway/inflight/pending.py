@@ -1,4 +1,4 @@
-"""A pending call: one call to one backend, from its acceptance to its outcome. `state` has its state machine.
+"""A pending call: one call to one backend, from acceptance to outcome (see `state`).
 
 The call travels from a frontend through the supervisor's queue to the backend's session. Between two checkpoints trio
 is a lock, so all methods but `next` are synchronous and safe to call from any task. The frontend that submitted the
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MAX_NOTICES: Final = 1_024
 """Notifications of one call queued for its client. Beyond it the oldest is dropped: newer progress supersedes older.
-More than one full pipe holds, so that a client that keeps reading loses none of a burst (with 256, it lost 654 of 1,000
+More than a full pipe holds, so that a client that keeps reading loses none of a burst (with 256, it lost 654 of 1,000
 log messages)."""
 MAX_NOTICE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of queued notifications; a larger one is queued alone."""
@@ -63,12 +63,12 @@ class CallOwner(Protocol):
         ...
 
     def take_back(self, pending: PendingCall, outcome: Outcome) -> bool:
-        """Queue a call again instead of ending it with this outcome; return whether it was queued."""
+        """Queue a call again instead of ending it; return whether it was queued."""
         ...
 
 
 class CallCarrier(Protocol):
-    """The sender of a call: the conversation with the backend, or the driver of the task that the call has become."""
+    """The sender of a call: the backend's conversation, or the driver of its task."""
 
     def withdraw(self, request_id: int, pending: PendingCall, reason: str) -> None:
         """Tell the backend to cancel the request. It must not wait."""
@@ -76,7 +76,7 @@ class CallCarrier(Protocol):
 
 
 class ClientSink(Protocol):
-    """The client's end of a call. Its methods must not wait; an exception goes to `fail`."""
+    """The client's end of a call. Methods must not wait; exceptions go to `fail`."""
 
     def finish(self, pending: PendingCall, outcome: Outcome) -> None:
         """Respond with the outcome of a call that has had no events."""
@@ -92,7 +92,7 @@ class ClientSink(Protocol):
 
 
 class PendingCall:
-    """One call to one backend: its state, the events before its outcome, the outcome and the deadline.
+    """One call to one backend: its state, events, outcome and deadline.
 
     `number` is unique in this process, for logs and the tree of pending calls; `request_id` is the id at the backend;
     `as_task` says that the call is sent as one that becomes the task `task_id`; `dropped` counts notifications that the
@@ -199,7 +199,7 @@ class PendingCall:
 
     @property
     def over(self) -> bool:
-        """Whether the call is done or cancelled, so that an answer of the backend is of no use."""
+        """Whether the call is done or cancelled, so that a response is useless."""
         return self.state in FINAL
 
     @property
@@ -209,26 +209,26 @@ class PendingCall:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the backend has sent nothing about the call, so that it may be sent again."""
+        """Whether the backend has sent nothing about the call: it may be repeated."""
         return self._events is None and not self._asks
 
     @property
     def wakes_at(self) -> float:
-        """The time at which `wake_expired` is due: the deadline, or the end of the sink's patience."""
+        """The time of `wake_expired`: the deadline, or the end of the sink's patience."""
         return self.deadline if self._sink is None else min(self.deadline, self._patient_until)
 
     def as_suspect(self) -> Suspect:
         """Return the call as a possible cause of its backend's crash."""
         return Suspect(self.number, self.own_name or self.call.method, self.call.caller.origin)
 
-    # Towards the backend.
+    # The backend's side.
 
     def queued(self, owner: CallOwner) -> None:
         """Record the supervisor that has accepted the call."""
         self._owner = owner
 
     def sent(self, carrier: CallCarrier, request_id: int, *, as_task: bool = False, task_id: str = "") -> None:
-        """Record the carrier of the request, which was sent, was sent as a task, or has become one."""
+        """Record the carrier of a request that was sent, perhaps as a task."""
         if self.state is not CallState.SENT:
             self._to(CallState.SENT)
         self._carrier = carrier
@@ -243,10 +243,10 @@ class PendingCall:
             deadline = min(deadline, self._latest)
         self.deadline = max(self.deadline, deadline)
 
-    # Towards the client: events before the outcome.
+    # The client's side: events before the outcome.
 
     def notify(self, notification: Notification) -> None:
-        """Queue a notification, in order; drop it after the end, and the oldest one when too many are queued."""
+        """Queue a notification; drop it after the end, and the oldest of too many."""
         if self.over:
             return
         size = _size(notification)
@@ -271,7 +271,7 @@ class PendingCall:
         """Queue a server request; refuse it after the end, and when too many are open."""
         self._asks = [item for item in self._asks if not item.settled]
         if self.over:
-            ask.refuse(INTERNAL_ERROR, "the call that this belongs to has ended")
+            ask.refuse(INTERNAL_ERROR, "the call that this request belongs to has ended")
         elif len(self._asks) >= MAX_ASKS:
             ask.refuse(INTERNAL_ERROR, f"{MAX_ASKS} requests to the client are open for this call")
         else:
@@ -283,7 +283,7 @@ class PendingCall:
             self._put(ask)
 
     def _client_answered(self) -> None:
-        """Leave WAITING_FOR_CLIENT with the answer to the last open server request."""
+        """Leave WAITING_FOR_CLIENT once the last open server request is answered."""
         if self.state is CallState.WAITING_FOR_CLIENT and all(ask.settled for ask in self._asks):
             self._to(CallState.SENT if self._carrier is not None else CallState.QUEUED)
 
@@ -316,7 +316,7 @@ class PendingCall:
         self._end(CallState.DONE, outcome if self._publish is None else self._publish(self, outcome))
 
     def abandon(self, problem: GatewayError, reason: str) -> None:
-        """End the call with the gateway's own error; cancel it at the backend, with `reason`."""
+        """End the call with a gateway error; cancel it at the backend, with `reason`."""
         if not self.over:
             self._end(CallState.DONE, problem, reason)
 
@@ -330,7 +330,7 @@ class PendingCall:
             self._end(CallState.CANCELLED, None, reason)
 
     def _end(self, state: CallState, outcome: Outcome | None, cancel_reason: str | None = None) -> None:
-        """Set the outcome; notify backend (with a reason to cancel), owner and client, in this order."""
+        """Set the outcome; notify backend (to cancel, with a reason), owner and client."""
         self._to(state)
         self.outcome, self.ended_at = outcome, trio.current_time()
         if cancel_reason is not None:
@@ -351,7 +351,7 @@ class PendingCall:
         except Exception as exc:  # noqa: BLE001 - a bug on one client's side must not end the backend's reader
             sink.fail(exc)
 
-    # The client's side.
+    # The client's side: delivery.
 
     def detach_sink(self) -> ClientSink | None:
         """Leave the call to a task that reads it; return its former sink."""
@@ -385,7 +385,7 @@ class PendingCall:
         return True
 
     async def next(self) -> Event | Outcome | None:
-        """Wait for the next event or, after all events, the outcome; return None if the call was closed meanwhile.
+        """Wait for the next event, then the outcome; return None if the call was closed.
 
         When the deadline passes, the outcome is `BackendTooSlow` and the call is cancelled at the backend. Cancelling
         the wait leaves the call open; `close` it then.
@@ -410,15 +410,18 @@ class PendingCall:
             try:
                 await event.wait()
             finally:
-                if self._event is event:  # otherwise another task waits, and still needs the deadline
+                if self._event is event:  # else another task waits, and still needs the deadline
                     deadlines.discard(self)
 
     def drop_outcome(self) -> None:
-        """Free the outcome, which has been encoded: the client may take long to read it."""
+        """Free the encoded outcome: the client may be slow to read it."""
         self.outcome = None
 
     async def wait_outcome(self, refusal: str) -> Outcome | None:
-        """Wait for the outcome, or None if the call is closed; drop events, refuse server requests with this text."""
+        """Wait for the outcome, or None if the call is closed; drop events.
+
+        Server requests are refused with this text.
+        """
         while True:
             item = await self.next()
             if isinstance(item, ServerRequest):

@@ -7,10 +7,10 @@
 A call is QUEUED when the supervisor of its backend accepts it, and SENT when a session carries its request. It is
 WAITING_FOR_CLIENT while a server request is open at its client, whether or not the call has been sent: a backend may
 ask for a login before it can take calls. The last answer returns the call to the state before. A SENT call is QUEUED
-again only if it may be sent once more.
+again only if another attempt is permitted.
 
-DONE and CANCELLED are final, and the first of them counts. DONE has an outcome: from the backend, or an error of the
-gateway. CANCELLED has none, and its client gets no response.
+DONE and CANCELLED are final: the first of them wins. DONE has an outcome: from the backend, or an error of the gateway.
+CANCELLED has none, and its client gets no response.
 
 `PendingCall` has one method that changes the state; a transition that is not in the table raises `IllegalTransition`.
 """
