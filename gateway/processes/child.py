@@ -41,11 +41,14 @@ SWEEP_TIMEOUT: Final = 2.0  # s beyond the grace periods, for processes that lef
 FREEZE_ROUNDS: Final = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
 POLL_INTERVAL: Final = 0.02  # s, on systems without a descriptor that reports a process's end
 DISCARD_BYTES: Final = 1 << 16  # read at once while the child flushes: the capacity of a pipe
-STATUS_UNKNOWN: Final = 255  # the exit status when other code in this process reaped our child
+STATUS_UNKNOWN: Final = 255  # the exit status if other code in this process has reaped our child
 
 
 class Child:
-    """A running child with its three streams. Its owner reads `stdout` and `stderr`, or the child may block."""
+    """A running child with its three streams.
+
+    Its owner must read `stdout` and `stderr`, or the child may block.
+    """
 
     def __init__(self, spawned: Spawned) -> None:
         self._popen = spawned.popen
@@ -59,7 +62,7 @@ class Child:
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs; then its exit status, or minus the number of the signal that killed it."""
+        """None while it runs; then its exit status, or minus its signal's number."""
         if self._status is None:
             if sys.platform != "linux":
                 self._status = self._popen.poll()
@@ -67,7 +70,7 @@ class Child:
             try:  # WNOWAIT leaves the zombie in place
                 info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
-                logger.warning("the exit status of process %d was taken by other code in this program", self.pid)
+                logger.warning("the exit status of process %d was collected by other code in this program", self.pid)
                 self._status = STATUS_UNKNOWN
             else:
                 if info is not None:
@@ -75,7 +78,10 @@ class Child:
         return self._status
 
     async def wait(self) -> int:
-        """Wait for the child's own end and return `returncode`. Any number of tasks may wait, also after its end."""
+        """Wait for the child's own end and return `returncode`.
+
+        Any number of tasks may wait, even after its end.
+        """
         async with self._wait_lock:
             while (status := self.returncode) is None:
                 if self._pidfd < 0:
@@ -88,7 +94,7 @@ class Child:
         return status
 
     async def wait_stdin_closed(self) -> None:
-        """Wait until no process can read the child's stdin; forever where the system does not report it.
+        """Wait until no process can read the child's stdin; forever where that is unknown.
 
         A write reports it too, by EPIPE, but everything written before that is lost without notice.
         """
@@ -102,7 +108,7 @@ class Child:
                 trio.lowlevel.notify_closing(poll.fileno())
 
     def describe_exit(self) -> str:
-        """Return how it ended, as a predicate: "exited with status 3", "was killed by SIGKILL"."""
+        """Describe how it ended, as a predicate: "exited with status 3", "was killed by SIGKILL"."""
         status = self.returncode
         if status is None:
             return "is still running"
@@ -129,7 +135,7 @@ class Child:
         self._popen.poll()
         try:
             os.killpg(self.pid, 0)
-        except OSError:  # EPERM is what macOS says of zombies
+        except OSError:  # macOS reports zombies as EPERM
             return False
         return True
 
@@ -318,7 +324,7 @@ async def _wait_ended(rows: list[Row]) -> None:
 
 
 async def _discard(stream: trio.lowlevel.FdStream) -> None:  # noqa: ASYNC910 - a closed stream has none
-    """Read to the end, so that a child that is still flushing can end by itself."""
+    """Read to the end, so that a child that is still flushing can exit."""
     try:
         while await stream.receive_some(DISCARD_BYTES):
             pass

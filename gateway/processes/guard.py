@@ -1,8 +1,8 @@
-"""The guard of all child processes of a gateway: tracks them, finds processes that left their groups, and reaps.
+"""The guard of a gateway's child processes: tracks, scans for escaped descendants, reaps.
 
-Opened once. It owns its tasks in a nursery of its own: a slow tick (reaping, a scan of the process trees) and the watch
-over the sentinel. Invariant: a tree is registered, and the sentinel knows its id, before the child is forked, and it is
-removed only after its shutdown sequence. All but `scan` and `prepare` is synchronous, so no lock is needed.
+Opened once. It owns its tasks in a nursery of its own: a slow tick (reaping, a scan of the process trees) and the
+supervision of the sentinel. Invariant: a tree is registered, and the sentinel knows its id, before the child is forked,
+and it is removed only after its shutdown sequence. All but `scan` and `prepare` is synchronous, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ SCAN_PAUSE_LIMIT: Final = 0.1  # s at most between two scans while a caller wait
 SCAN_TIMEOUT: Final = 5.0  # s: reading an environment hangs while its process hangs in the kernel
 UNKNOWN_ZOMBIE_GRACE: Final = 5.0  # s in which other code of this process may reap a zombie of unknown origin
 SWEEP_TIMEOUT: Final = 2.0  # s for ending, when the guard closes, processes that escaped every shutdown sequence
-MAX_TREE_IDS: Final = 16  # of gateways above this one, which a child carries along
-MARK_BITS: Final = 60  # random ones, below a leading one: no real limit is so large
+MAX_TREE_IDS: Final = 16  # of gateways above this one, which a child inherits
+MARK_BITS: Final = 60  # random bits, below a leading 1: no real limit is so large
 SPAWN_THREADS: Final = 4  # forks at once; they take turns at the interpreter lock anyway (measured: 8 are slower)
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_GET_CHILD_SUBREAPER: Final = 37
@@ -93,7 +93,7 @@ class ChildGuard:
     # For the rest of the gateway.
 
     def snapshot(self) -> tuple[ChildReport, ...]:
-        """Return all living children, with the descendants of the last scan (at most 5 s old)."""
+        """Return all living children, with their descendants as of the last scan."""
         return tuple(
             ChildReport(
                 backend=tracked.backend,
@@ -111,7 +111,7 @@ class ChildGuard:
 
     @property
     def sentinel_pid(self) -> int | None:
-        """The pid of the living sentinel, once the first child was started."""
+        """The pid of the living sentinel; none before the first child."""
         return None if self._sentinel is None else self._sentinel.pid
 
     # For `open_child`, in this order.
@@ -123,7 +123,7 @@ class ChildGuard:
             await self._sentinel.ensure()
 
     def register(self, backend: str, grace: ShutdownGrace) -> ProcessTree:
-        """Register a tree for a child that is about to be forked; the sentinel knows its id from now on."""
+        """Register a tree, with the sentinel too, for a child about to be forked."""
         if self._closed:
             raise RuntimeError("the guard is closed")
         tree = ProcessTree(
@@ -137,7 +137,7 @@ class ChildGuard:
         return tree
 
     def environment(self, tree: ProcessTree, env: Mapping[str, str]) -> dict[str, str]:
-        """Return `env` with the id of the tree, after those of the gateways above this one."""
+        """Return `env` with the tree's id, after those of the gateways above."""
         return {**env, TREE_ID_VARIABLE: ":".join([*filter(None, self._inherited), tree.id])}
 
     def spawned(self, tree: ProcessTree, pid: int, start: int) -> None:
@@ -156,7 +156,7 @@ class ChildGuard:
         self._announce({"op": "gone", "tree": tree.id})
 
     def abandon(self, tree: ProcessTree, popen: subprocess.Popen[bytes]) -> None:
-        """Keep a tree that survived SIGKILL: it is reaped when it ends, and the sentinel still knows it."""
+        """Keep a tree that survived SIGKILL, to reap it when it ends."""
         pids = sorted({row.pid for row in self.living(tree)} | {tree.pid})
         backend = self._tracked[tree.id].backend
         extra = {"event": "processes_left", "backend": backend, "pids": pids}
@@ -166,11 +166,11 @@ class ChildGuard:
     # Scans.
 
     def living(self, tree: ProcessTree) -> list[Row]:
-        """Return the processes of a tree that lived at the last scan, the child itself included."""
+        """Return the processes of a tree as of the last scan, the child included."""
         return tree.living(self._rows)
 
     async def scan(self) -> None:
-        """Scan all processes once, after this call; callers that come meanwhile share the next scan.
+        """Scan all processes once, after this call; callers during a scan share the next.
 
         Updates every tree, reaps its zombies that were reparented to us, and tells the sentinel about new processes.
         """
@@ -227,7 +227,7 @@ class ChildGuard:
                 self.remove(tree)
 
     def _reap_unknown_zombies(self, rows: dict[int, Row]) -> None:
-        """Reap zombies of unknown origin: descendants without a mark, or, as PID 1, processes of others.
+        """Reap zombies of unknown origin: unmarked descendants or, as PID 1, any process.
 
         Another owner in this process may wait for an unknown zombie and gets time to do so; and during a spawn, every
         unknown zombie may be the new child.
@@ -273,7 +273,7 @@ class ChildGuard:
             await self._sentinel.run()
 
     async def aclose(self) -> None:
-        """End processes that escaped (all children are stopped by now), and dismiss the sentinel."""
+        """End escaped processes (all children have been stopped), and dismiss the sentinel."""
         await trio.lowlevel.checkpoint()
         self._closed = True
         deadline = trio.current_time() + SWEEP_TIMEOUT
@@ -329,7 +329,7 @@ def _has_zombie() -> bool:
 
 @contextlib.contextmanager
 def _as_subreaper(wanted: bool) -> Generator[None]:
-    """Become the process to which orphaned descendants are reparented, and able to wait for children."""
+    """Become the subreaper of orphaned descendants, and able to wait for children."""
     if not wanted or sys.platform != "linux":
         yield
         return
@@ -353,7 +353,7 @@ def _as_subreaper(wanted: bool) -> Generator[None]:
 async def open_guard(
     *, subreaper: bool, sentinel: bool = True, unknown_zombie_grace: float = UNKNOWN_ZOMBIE_GRACE
 ) -> AsyncGenerator[ChildGuard]:
-    """Open the one guard of this gateway; every `open_child` must be entered and left inside.
+    """Open the one guard of this gateway; every `open_child` must be inside.
 
     Use `subreaper=True` only for a dedicated gateway process: it reparents every orphaned descendant to this process,
     which must reap it. When embedded in another program, tree ids and parents must suffice. The sentinel starts with

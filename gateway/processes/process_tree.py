@@ -1,10 +1,10 @@
-"""The descendants of a child, read from `/proc`, which decide what the gateway may kill.
+"""The descendants of a child, read from `/proc`: the processes that the gateway may kill.
 
-Linux only, synchronous, standard library only and nothing heavy: the sentinel loads this file by path. A process
+Linux only, synchronous, and light parts of the standard library only: the sentinel loads this file by path. A process
 belongs to a child's tree when any evidence says so: it was seen there before (pid *and* start time), its session or its
 chain of parents leads to the child, its environment has the id of the tree, or its limits have the mark of the tree.
-Each alone can be lost (`setsid`, a dead parent, `env -i`), so they add up, and a process once seen stays in the tree.
-No tasks; a `ProcessTree` is owned by the guard in the gateway, and by the sentinel in its own process.
+Any of these can be lost (`setsid`, a dead parent, `env -i`), so all are used, and a process once seen stays in the
+tree. No tasks; a `ProcessTree` is owned by the guard in the gateway, and by the sentinel in its own process.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MARK_LIMIT_LINE = b"Max file locks"
 
 CAN_SCAN = sys.platform == "linux" and os.path.exists("/proc/self/stat")  # ruff: ignore[os-path-exists] - pathlib costs 2 MB in the sentinel
 
-MAX_ENVIRON = 4 << 20  # bytes: the kernel allows argv and environment 6 MB together, common ones have a few kB
-MAX_LISTINGS = 5  # a chain of processes that forks faster than five listings of /proc is met again by the next scan
+MAX_ENVIRON = 4 << 20  # bytes: the kernel allows argv and environment 6 MB together; usual ones have a few kB
+MAX_LISTINGS = 5  # a chain of processes that forks faster than that is found by the next scan
 ENDED = "ZX"
 
 
@@ -83,7 +83,10 @@ class ProcessTree:
 
 
 def parse_stat(pid: int, data: bytes) -> Row | None:
-    """Parse one `/proc/PID/stat`; the name in it may contain spaces and brackets, so split after the last bracket."""
+    """Parse one `/proc/PID/stat`.
+
+    The name in it may contain spaces and parentheses, so split after the last parenthesis.
+    """
     fields = data[data.rfind(b")") + 2 :].split()
     if len(fields) < 20:
         return None
@@ -107,13 +110,16 @@ def _read(path: str, limit: int) -> bytes | None:
 
 
 def read_row(pid: int) -> Row | None:
-    """Return the process `pid` as it is now; None when there is none (or no `/proc`)."""
+    """Return the process `pid` as it is now; None without one (or `/proc`)."""
     data = _read(f"/proc/{pid}/stat", 4096)
     return None if data is None else parse_stat(pid, data)
 
 
 def read_tree_ids(pid: int) -> list[str]:
-    """Return the tree ids in the environment of `pid` at its start; none for a zombie or another user's process."""
+    """Return the tree ids in the initial environment of `pid`.
+
+    Empty for a zombie or another user's process.
+    """
     prefix = TREE_ID_VARIABLE.encode() + b"="
     data = _read(f"/proc/{pid}/environ", MAX_ENVIRON) or b""
     for entry in data.split(b"\0"):
@@ -123,7 +129,7 @@ def read_tree_ids(pid: int) -> list[str]:
 
 
 def read_limit_mark(pid: int) -> int:
-    """Return the limit mark of `pid`, also if it is a zombie; 0 when it has none."""
+    """Return the limit mark of `pid`, even of a zombie; 0 without one."""
     for line in (_read(f"/proc/{pid}/limits", 1 << 14) or b"").splitlines():
         if line.startswith(MARK_LIMIT_LINE):
             soft = line[len(MARK_LIMIT_LINE) :].split(None, 1)[0]
@@ -134,7 +140,7 @@ def read_limit_mark(pid: int) -> int:
 def list_processes() -> dict[int, Row]:
     """Return every visible process.
 
-    A process may fork and end between the listing and the reading, and its child would be in neither: so list again
+    A process may fork and end between the listing and the reading, and its child would be in neither. So list again
     until a listing shows no new pid (nearly always the second).
     """
     rows: dict[int, Row] = {}
@@ -153,7 +159,7 @@ def list_processes() -> dict[int, Row]:
 
 
 class ProcessScan:  # ruff: ignore[class-as-data-structure] - see Row
-    """All processes at one time, with the tree ids and limit marks of those that may be descendants."""
+    """All processes at one time, with tree ids and limit marks of possible descendants."""
 
     __slots__ = ("limit_marks", "rows", "tree_ids")
 
@@ -164,7 +170,7 @@ class ProcessScan:  # ruff: ignore[class-as-data-structure] - see Row
 
 
 def scan_processes(since: int, known: frozenset[tuple[int, int]] = frozenset()) -> ProcessScan:
-    """List processes; read ids and marks of those started after `since` and not in `known` (pid, start).
+    """List processes; read ids and marks of those started after `since`, not `known`.
 
     Reading an environment may block while its owner is stuck in the kernel: never call this on the loop's own thread.
     """
@@ -246,7 +252,7 @@ def _assign(row: Row, tree: ProcessTree, owner: dict[int, ProcessTree]) -> None:
 
 
 def send(pid: int, start: int, number: int) -> bool:
-    """Signal exactly this process; return False when it has ended or may not be signalled.
+    """Signal exactly this process; return False if it has ended or may not be signalled.
 
     The pidfd pins the process that has the pid now, and the signal is sent only if its start time matches, so that a
     reused pid is never signalled.

@@ -1,9 +1,9 @@
-"""The sentinel: a small program that outlives a killed gateway just long enough to end the gateway's children.
+"""The sentinel: a small program that ends the children of a killed gateway.
 
-The guard runs it by path (`python -I -S -E`), so it imports light parts of the standard library only: it has to be
-small. It reads JSON lines from stdin, whose only writer is the gateway, and watches the gateway's pidfd. When the
-gateway has ended, for whatever reason, every process still alive goes through the same shutdown sequence as in a proper
-stop: wait (the children's stdin is closed already), SIGTERM, SIGKILL; then the sentinel exits. `bye` ends it at once.
+The guard runs it by path (`python -I -S -E`); it imports only light parts of the standard library, to stay small. It
+reads JSON lines from stdin, whose only writer is the gateway, and watches the gateway's pidfd. When the gateway has
+ended, for whatever reason, every process still alive goes through the same shutdown sequence as in a proper stop: wait
+(the children's stdin is closed already), SIGTERM, SIGKILL; then the sentinel exits. `bye` ends it at once.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import signal
 import sys
 import time
 
-if __name__ == "__main__":  # run by path: the package may be heavy, the one neighbour is not
+if __name__ == "__main__":  # run by path: importing the package may be slow, importing its one module is not
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # ruff: ignore[os-path-abspath, os-path-dirname] - pathlib costs 2 MB
     import process_tree  # pyright: ignore[reportMissingImports]
 else:
     from gateway.processes import process_tree
 
 STRAGGLER_GRACE = 0.25  # s between the end of a child and SIGTERM to its descendants, most of which end as well
-LINGER = 0.3  # s without survivors before exit: a child forked as the gateway died gets its tree id only by exec
-KILL_TIMEOUT = 5.0  # s beyond the longest grace, for processes that do not end at once on SIGKILL
+LINGER = 0.3  # s without survivors before exit: a child forked as the gateway died gets its tree id only with exec
+KILL_TIMEOUT = 5.0  # s beyond the longest grace, for processes that do not end immediately on SIGKILL
 ORPHAN_GRACE = (0.0, 1.0, 1.0)  # for a tree id of the gateway whose child was never announced
 FREEZE_ROUNDS = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
-MAX_LINE = 1 << 16  # bytes: an announcement has some 200; a sender of more is not the gateway
+MAX_LINE = 1 << 16  # bytes: an announcement has some 200; a longer line is not the gateway's
 FAST_SCAN_INTERVAL, SCAN_INTERVAL = 0.03, 0.1  # s between two scans of /proc, in the first second and later
 
 
 class Watch:
-    """What the gateway has announced: its own pid, and its living children."""
+    """The gateway's announcements: its own pid, and its living children."""
 
     def __init__(self) -> None:
         self.instance = ""
@@ -40,7 +40,7 @@ class Watch:
         self.trees: dict[str, process_tree.ProcessTree] = {}
 
     def handle_announcement(self, line: bytes) -> bool:
-        """Apply one announcement; return False when the sentinel is no longer needed."""
+        """Apply one announcement; return False if the sentinel is no longer needed."""
         message = json.loads(line)
         match message["op"]:
             case "bye":
@@ -95,7 +95,7 @@ def listen(watch: Watch) -> bool:
 
 
 def stop_all(watch: Watch) -> None:
-    """Run all trees' shutdown sequences concurrently until all processes have ended or the time is up."""
+    """Run all shutdown sequences concurrently, until all processes end or time is up."""
     began = time.monotonic()
     signalled: set[tuple[int, int]] = set()
     childless: dict[str, float] = {}
@@ -126,7 +126,7 @@ def stop_all(watch: Watch) -> None:
 
 
 def signal_times(tree: process_tree.ProcessTree, began: float, childless: float | None) -> tuple[float, float]:
-    """Return when a tree gets SIGTERM and SIGKILL; both come earlier once the child itself has ended."""
+    """Return a tree's times of SIGTERM and SIGKILL, earlier if its child has ended."""
     close_stdin, terminate, _ = tree.grace
     at = began + close_stdin
     if childless is not None:

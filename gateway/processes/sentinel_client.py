@@ -1,4 +1,4 @@
-"""The gateway's end of the sentinel: starts it, announces every child to it, and replaces it when it dies.
+"""The gateway's end of the sentinel: starts it, announces children, replaces it.
 
 Invariant: each announcement reaches the living sentinel, or the next one gets it from `announcements`. `announce` never
 waits; the single task, `run`, belongs to the guard's nursery. A sentinel that stops reading is replaced like a dead
@@ -29,7 +29,7 @@ COMMAND: Final = (sys.executable, "-I", "-S", "-E", str(Path(__file__).with_name
 PIPE_SIZE: Final = 1 << 20  # bytes: the announcements of some 4,000 children fit without waiting for the reader
 MAX_BACKLOG: Final = 4 << 20  # bytes kept for a slow reader; with more it counts as stuck
 STUCK_TIMEOUT: Final = 5.0  # s without reading while there is something to read
-FIRST_DELAY: Final = 0.1  # s before the next one is started; doubles with each quick death
+FIRST_DELAY: Final = 0.1  # s before the next one is started; doubled after each quick death
 MAX_DELAY: Final = 60.0  # s: limits the log of a sentinel that cannot run to one line a minute
 HEALTHY_AFTER: Final = 30.0  # s of life after which the delay is reset
 BYE_GRACE: Final = 1.0  # s for the sentinel to exit after `bye`; it needs some 10 ms
@@ -37,7 +37,7 @@ POLL_INTERVAL: Final = 0.1  # s, where there is no pidfd
 
 
 class SentinelClient:
-    """At most one living sentinel. `announcements` returns everything that a new one has to know."""
+    """At most one living sentinel. `announcements` returns all that a new one needs."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class SentinelClient:
         return None if self._popen is None else self._popen.pid
 
     async def ensure(self) -> None:
-        """Start the first sentinel and return when it exists; its announcements are in its pipe by then.
+        """Start the first sentinel; return once it exists, with its announcements in its pipe.
 
-        `run` replaces a dead one. When none can be started, the gateway continues without and logs a warning.
+        `run` replaces a dead one. If none can be started, the gateway logs a warning and continues without one.
         """
         async with self._starting:
             if self._started.is_set():
@@ -76,11 +76,11 @@ class SentinelClient:
             try:
                 await self._start()
             except OSError as exc:
-                logger.warning("cannot start the sentinel, will try again: %s", exc)
+                logger.warning("cannot start the sentinel, trying again later: %s", exc)
             self._started.set()
 
     def announce(self, announcement: dict[str, Any]) -> None:
-        """Queue one announcement and write what the pipe accepts at once."""
+        """Queue one announcement and write what the pipe accepts now."""
         if self._pipe >= 0:
             self._outbox += json.dumps(announcement, separators=(",", ":")).encode() + b"\n"
             self._flush()
@@ -105,7 +105,7 @@ class SentinelClient:
                 logger.warning("cannot start the sentinel, next try in %.1f s: %s", delay, exc)
 
     async def aclose(self, *, all_gone: bool) -> None:
-        """Dismiss the sentinel; unless `all_gone`, it gets no `bye` and ends the processes that are left."""
+        """Dismiss the sentinel; unless `all_gone`, without `bye`, so it ends the rest."""
         await trio.lowlevel.checkpoint()
         if self._popen is None:
             return
@@ -192,7 +192,7 @@ class SentinelClient:
                 return
 
     async def _kill_and_reap(self) -> int:
-        """Kill it and return its exit status; SIGKILL takes effect at once, so the wait is short."""
+        """Kill it and return its exit status; after SIGKILL the wait is short."""
         assert self._popen is not None  # ruff: ignore[assert] - the callers hold one
         await trio.lowlevel.checkpoint()
         popen = self._popen
@@ -221,7 +221,9 @@ class SentinelClient:
 
 
 def _spawn_sentinel(command: Sequence[str], stdin: int) -> tuple[subprocess.Popen[bytes], int]:
-    """Start it in a session of its own (the gateway's group may be killed), without open files of the gateway.
+    """Start it in its own session, without open files of the gateway.
+
+    The gateway's process group may be killed.
 
     It does not share the gateway's stderr, whose reader would otherwise get EOF only after the sentinel's end. Its
     environment is empty except for the loader's path, so that it has no tree id of a gateway above this one.

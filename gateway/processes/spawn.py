@@ -1,8 +1,8 @@
-"""Start one child program: its pipes, its session, its limits, and errors that say what to do.
+"""Starting one child program: pipes, session, limits, and errors with a remedy.
 
-`spawn` is synchronous and runs in a worker thread; it either returns a whole `Spawned` or leaves nothing behind. No
-task is owned here. PR_SET_PDEATHSIG is not used: the signal follows the *thread* that forked, and a worker thread ends
-when it has been idle for a while, which would kill a healthy child.
+`spawn` is synchronous and runs in a worker thread; it either returns a whole `Spawned` or leaves nothing behind. It
+owns no task. PR_SET_PDEATHSIG is not used: the signal follows the *thread* that forked, and a worker thread ends when
+it has been idle for a while, which would kill a healthy child.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _children_nofile: tuple[int, int] | None = None  # the limit that children get b
 
 
 class ChildCommand(msgspec.Struct, frozen=True):
-    """The program to run. `env` is complete except for the tree id; `cwd` None is the gateway's."""
+    """The program to run. `env` lacks only the tree id; `cwd` None: the gateway's."""
 
     argv: tuple[str, ...]
     env: dict[str, str]
@@ -54,7 +54,10 @@ class ChildCommand(msgspec.Struct, frozen=True):
 
 
 class Spawned(NamedTuple):
-    """A running child and the gateway's ends of its pipes; `pidfd` is -1 where there is none, `start` 0 likewise."""
+    """A running child and the gateway's ends of its pipes.
+
+    Where unavailable, `pidfd` is -1 and `start` is 0.
+    """
 
     popen: subprocess.Popen[bytes]
     pidfd: int
@@ -85,14 +88,14 @@ def find_program(command: str, env: Mapping[str, str], cwd: str | None) -> str |
 
 
 def spawn(command: ChildCommand, env: Mapping[str, str], limit_mark: int, inherit_mark: bool) -> Spawned:
-    """Start the child as leader of a session and a process group of its own. Raises what `Popen` raises.
+    """Start the child as leader of its own session. Raises what `Popen` raises.
 
     `inherit_mark`: the child inherits its limit mark, so that it never runs and forks without it. Meanwhile this whole
     process has the mark; a program that embeds the gateway may fork by itself, so it has the child marked right after
     the start instead.
 
-    All six pipe ends are created non-inheritable, so that no other child holds a write end: the end of the gateway must
-    be the end of every child's stdin.
+    All six pipe ends are non-inheritable, so that no other child holds a write end: when the gateway ends, every
+    child's stdin must end.
     """
     with contextlib.ExitStack() as child_ends, contextlib.ExitStack() as our_ends:
         in_read, in_write = os.pipe()
@@ -136,7 +139,7 @@ def spawn(command: ChildCommand, env: Mapping[str, str], limit_mark: int, inheri
 
 
 def open_pidfd(pid: int) -> int:
-    """Return a descriptor that is readable once `pid` has ended, or -1 where the system has none."""
+    """Return a descriptor that is readable once `pid` has ended, else -1."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # old kernel, strict sandbox, or no descriptors left: poll instead
             return os.pidfd_open(pid)
@@ -184,12 +187,14 @@ def describe_spawn_error(command: ChildCommand, env: Mapping[str, str], exc: Exc
 
 
 def raise_nofile_limit() -> tuple[int, int] | None:
-    """Raise this process's soft RLIMIT_NOFILE to the hard limit, at most 65536; children keep the old one.
+    """Raise the soft RLIMIT_NOFILE to the hard limit, at most 65536.
 
-    `Popen` has no hook that is both safe in a threaded program and quick, so a child gets its limit back by `prlimit`
-    right after it was started: for some 0.1 ms it has the raised one, which is seen only by a program that reads its
-    limit at once (then it reads a larger one than usual). Where there is no `prlimit` (other systems than Linux), the
-    children inherit the raised limit. Returns (before, now), or None when the system has no such limit.
+    Children keep the old one.
+
+    `Popen` has no hook that is both quick and safe in a threaded program, so a child gets its limit back by `prlimit`
+    right after its start: for some 0.1 ms it has the raised one, visible only to a program that reads its limit
+    immediately. Without `prlimit` (systems other than Linux), children inherit the raised limit. Returns (before, now),
+    or None if the system has no such limit.
     """
     global _children_nofile
     if sys.platform == "win32":
@@ -212,7 +217,10 @@ def raise_nofile_limit() -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _inheriting_mark(limit_mark: int) -> Generator[None]:
-    """Have children forked in this block inherit the mark. Forks take turns anyway: they hold the interpreter lock."""
+    """Have children forked in this block inherit the mark.
+
+    Forks take turns anyway: they hold the interpreter lock.
+    """
     if sys.platform != "linux" or not limit_mark:
         yield
         return

@@ -201,7 +201,7 @@ async def test_a_status_reaped_elsewhere_is_reported(caplog) -> None:
             async with exits as child:
                 await trio.to_thread.run_sync(os.waitpid, child.pid, 0)
                 assert await child.wait() == child_module.STATUS_UNKNOWN
-                assert "was taken by other code" in caplog.text
+                assert "was collected by other code" in caplog.text
 
 
 # What is there.
