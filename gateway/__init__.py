@@ -1,4 +1,4 @@
-"""An MCP gateway on trio: many MCP servers behind one endpoint, and no child that outlives it.
+"""An MCP gateway on trio: many MCP servers behind one endpoint, no orphaned children.
 
 This package exports only the programming interface; everything is imported on first use, because a desktop client that
 starts the gateway over stdio must not pay for features that it does not use.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gateway.version import VERSION
 
-TYPE_CHECKING = False  # importing `typing` takes longer than everything that a relay needs of this package
+TYPE_CHECKING = False  # importing `typing` takes longer than all that a relay needs of this package
 if TYPE_CHECKING:
     from gateway.embed.manager import ProxyManager
     from gateway.embed.manager import ProxyManager as MCPProxyManager

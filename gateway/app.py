@@ -93,7 +93,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_local(self) -> bool:
-        """True if clients connect over pipes or through relays of the same user, not over HTTP."""
+        """True if clients connect over pipes or the user's own relays, not over HTTP."""
         return bool({"stdio", "connect"}.intersection(self.transports))
 
     @property
@@ -120,7 +120,7 @@ class Gateway:
         self._relays: RelayFrontend | None = None
 
     async def run(self, bound: ListeningSocket | None, ready: Callable[[str], None]) -> bool:
-        """Serve until a signal or EOF on stdin; return whether all calls ended within the grace period.
+        """Serve until a signal or EOF on stdin; return whether all calls ended in time.
 
         `bound` is where the HTTP frontend listens, None with stdio.
         """
@@ -285,7 +285,7 @@ class Gateway:
 
 
 async def serve(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
-    """Run a gateway until it is stopped; `ready` is called with each URL once an HTTP socket is open.
+    """Run a gateway until it is stopped; pass each URL to `ready` once it listens.
 
     Returns whether all calls ended within the grace period. Raises `gateway.frontends.http.listen_address.ListenError`.
     Only for a process that does nothing else: it permanently raises the process's limit of open files.
@@ -300,9 +300,9 @@ async def serve(config: Config, options: Options, ready: Callable[[str], None]) 
 
 
 def keep_signals() -> list[int]:
-    """Collect signals in the returned list, ahead of those for a receiver, instead of ending the process.
+    """Collect signals in the returned list until a receiver takes over.
 
-    A receiver restores the previous handlers on exit: with the default ones a signal during the first or last steps
+    A receiver restores the previous handlers on exit. With the default ones, a signal during the first or last steps
     would kill the gateway and leave the file of its Unix socket.
     """
     kept: list[int] = []
@@ -322,7 +322,7 @@ def spare_collector() -> None:
 
 
 def return_large_blocks() -> None:
-    """Make the allocator return the memory of each large message as soon as it is freed (glibc only).
+    """Have glibc's allocator return the memory of large messages when they are freed.
 
     By default glibc raises this threshold to the size of what was freed, up to 32 MiB. Large messages then share the
     heap with small ones that outlive them: after 256 MiB of responses had waited, the process kept 200 MB more.
@@ -334,7 +334,7 @@ def return_large_blocks() -> None:
 
 
 def set_stdio_apart() -> tuple[int, int]:
-    """Give the stdio frontend its own file descriptors; redirect other stdout writes to stderr and stdin to EOF.
+    """Give the stdio frontend its own descriptors; redirect stdout to stderr, stdin to EOF.
 
     Returns (stdin, stdout) for the frontend. After that, no library, print or child can break the protocol.
     """
@@ -347,9 +347,9 @@ def set_stdio_apart() -> tuple[int, int]:
 
 
 def run(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
-    """Run `serve` in its own loop and ignore stop signals afterwards; for a program that exits next."""
+    """Run `serve` in its own loop; ignore later stop signals, since the program exits."""
     try:
         return trio.run(partial(serve, config, options, ready))
     finally:
-        for number in SIGNALS:  # at exit the interpreter resets all but ignored signals to their default, which kills
+        for number in SIGNALS:  # at exit the interpreter restores the default, which kills, for all but ignored signals
             signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Audit log: one line for each call with caller, target, duration, outcome and bytes in each direction.
+"""The audit log: one line per call, with caller, target, duration, outcome, sizes.
 
 The fleet, the router and access control report to it from their own tasks; it formats a line and queues it for the log
 or a file (`gateway.telemetry.line_file`). A suspended call is one line, written when it ends.
@@ -84,7 +84,7 @@ class Audit:
         elif old is None:
             self._fleet.observe(self._observe)
         if settings is not None and settings.file is None:
-            log.setLevel(logging.INFO)  # always on, whatever the level of the rest
+            log.setLevel(logging.INFO)  # always on, whatever the level of other loggers
         path = None if settings is None else settings.file
         if path == (None if self._file is None else self._file.path):
             return
@@ -127,12 +127,12 @@ class Audit:
                 size = len(outcome.result)
             elif isinstance(outcome, Failure):
                 size = len(outcome.data or b"")
-            elif isinstance(outcome, BackendExited) and outcome.suspects:  # the call sent last is the prime suspect
+            elif isinstance(outcome, BackendExited) and outcome.suspects:  # the last call sent is the prime suspect
                 crash = "suspect" if outcome.suspects[0].call == pending.number else "in flight"
             self._record(pending.call, pending.number, pending.backend, seconds, word, code, reason, size, crash)
 
     def note_refused(self, call: Call, backend: str, seconds: float, problem: GatewayError | None) -> None:
-        """Record a call that never reached a backend's queue; without a problem, its client cancelled it."""
+        """Record a call that never reached a queue; without a problem, its client cancelled it."""
         if self._settings is None:
             return
         _, code, reason = _ending(call, problem)
@@ -216,7 +216,7 @@ def _lost(count: int) -> bytes:
 
 
 def _ending(call: Call, outcome: Outcome | None) -> tuple[str, int | None, str | None]:
-    """Return a line's fields for an outcome: its word, the client's error code, and the gateway's error."""
+    """Return an outcome's word, the client's error code, and the gateway's error."""
     match outcome:
         case None:
             return "cancelled", None, None

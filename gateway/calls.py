@@ -1,8 +1,8 @@
 """The era-neutral call, between M frontends and N backends.
 
 A frontend builds a `Call` from its era's request; a backend's session turns it into its own era's request and passes
-notifications and one `Outcome` back through its `PendingCall`. Nothing here depends on an era's form of anything. Pure:
-no I/O.
+notifications and one `Outcome` back through its `PendingCall`. Nothing here depends on how an era spells anything.
+Pure: no I/O.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Era(enum.StrEnum):
 
     @property
     def other(self) -> Era:
-        """The other one of the two."""
+        """The other era."""
         return Era.MODERN if self is Era.LEGACY else Era.LEGACY
 
 
@@ -42,7 +42,7 @@ ALL: Final = ("*",)
 
 SEPARATORS: Final = ("_", "__")
 NAME_LENGTHS: Final = (48, 64)
-"""The name choices of clients: few values, so that all combinations (with none of a kind, eight) cost eight renamed
+"""The name choices of clients: so few values that all combinations (eight, with none chosen) cost eight renamed
 catalogs, however many clients there are. 48 leaves room for the prefixes of clients with a limit of 60 or 64 in all."""
 
 
@@ -60,10 +60,10 @@ class NameChoice(msgspec.Struct, frozen=True, cache_hash=True):
 
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
-    """The part of the catalog that a caller may see; everything else behaves as if it did not exist.
+    """The part of the catalog that a caller may see; the rest does not exist.
 
-    Globs know `*`, `?` and `[...]`, and case counts. They match a tool or prompt by its public name (the one without a
-    view) and by `<server>.<its own name>`; one match is enough. Equal scopes share all work.
+    Globs support `*`, `?` and `[...]`, and are case-sensitive. They match a tool or prompt by its public name (the one
+    without a view) and by `<server>.<its own name>`; one match is enough. Equal scopes share all work.
     """
 
     servers: tuple[str, ...] = ALL
@@ -112,7 +112,7 @@ def fits(globs: tuple[str, ...], names: tuple[str, ...]) -> bool:
 
 
 class Identity(msgspec.Struct, frozen=True, cache_hash=True):
-    """The client and its endpoint, as far as they are known before a request is read."""
+    """The client and its endpoint, as known before a request is read."""
 
     principal: str | None = None
     """The authenticated principal, or None."""
@@ -130,7 +130,7 @@ class Identity(msgspec.Struct, frozen=True, cache_hash=True):
         return None if self.scope is None else self.scope.names
 
     def same_door(self, other: Identity) -> bool:
-        """Return whether a request begun by one of them may be continued by the other."""
+        """Return whether one of them may continue a request that the other began."""
         return self.principal == other.principal and self.view == other.view and self.names == other.names
 
 
@@ -139,7 +139,7 @@ ANYBODY: Final = Identity()
 
 @lru_cache(maxsize=1_024)
 def at_endpoint(identity: Identity, view: str | None, names: NameChoice | None = None) -> Identity:
-    """Return the same client at a view's endpoint (None: the gateway's own), with these name choices."""
+    """Return the same client at a view's endpoint (None: the gateway's), with these choices."""
     if view is names is None:
         return identity
     return Identity(identity.principal, msgspec.structs.replace(identity.scope or EVERYTHING, view=view, names=names))
@@ -176,7 +176,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str | None:
-        """The name of the session in logs and documents: its id would let a reader use it."""
+        """The session's name in logs and documents; its id would be a credential."""
         return None if self.session is None else session_label(self.session)
 
     def same_client(self, other: Caller) -> bool:
@@ -206,7 +206,7 @@ class Call(msgspec.Struct, kw_only=True, gc=False):
     meta: dict[str, msgspec.Raw]
     caller: Caller
     known_as: str = ""
-    """Its name in the config's naming, if the client sees another one: for rules and the audit."""
+    """Its name as the config forms it, if the client sees another one: for rules and the audit."""
     progress_token: Id | None = None
     """The progress token of the client; None if it wants no progress."""
 
@@ -299,13 +299,13 @@ class Withdrawn(msgspec.Struct, frozen=True, gc=False):
 
 
 class StreamClosed(msgspec.Struct, frozen=True, gc=False):
-    """The backend has closed the call's stream for now, and wants its peer to resume it later.
+    """The backend has closed the call's stream, and wants it resumed later.
 
-    2025-11-25 basic/transports: the call continues. Legacy HTTP clients are asked to resume too; others need not know.
+    2025-11-25 basic/transports: the call continues. Legacy HTTP clients are asked to resume too; others see nothing.
     """
 
     retry_ms: int
-    """The time that the peer is to wait before it resumes the stream."""
+    """The time to wait before the stream is resumed."""
 
 
 Event = Notification | ServerRequest | Withdrawn | StreamClosed

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 MAX_REASON: Final = 2_000
-"""Maximum length of a peer's text in errors and warnings, which are stored, logged and sent to clients."""
+"""Maximum length of a peer's text in errors and warnings, since these are stored, logged and sent to clients."""
 
 
 class GatewayError(Exception):
@@ -46,7 +46,7 @@ class ConfigError(GatewayError):
 
 
 class BackendError(GatewayError):
-    """A backend did not do what it should; the client sees -32603 with the backend's name in `data`.
+    """A failure of a backend; the client sees -32603, with its name in `data`.
 
     The reason often quotes the backend, so it is truncated and its secrets are masked here, wherever the error is
     raised. `retry_after` is the backend's requested delay in seconds, if any.
@@ -69,7 +69,7 @@ class BackendUnavailable(BackendError):
 
 
 class IllegalTransition(AssertionError):
-    """A bug: a transition that is not in the lifecycle's transition table."""
+    """A bug: a transition that is not in the lifecycle's table."""
 
 
 class ServerDisabled(BackendError):
@@ -148,7 +148,10 @@ class RequestError(GatewayError):
 
 
 class UnknownName(RequestError):
-    """No backend offers this tool, prompt or resource; the client sees -32602, for a resource with its URI as data."""
+    """No backend offers this tool, prompt or resource; the client sees -32602.
+
+    For a resource, the error's data has the URI.
+    """
 
     code: ClassVar[str] = "unknown_name"
 
@@ -158,7 +161,7 @@ class UnknownName(RequestError):
 
 
 class UnknownMethod(RequestError):
-    """The method is not served; the client sees -32601 (and HTTP 404 in the modern era)."""
+    """The method is not served; the client sees -32601 (modern: and HTTP 404)."""
 
     code: ClassVar[str] = "unknown_method"
 
@@ -307,7 +310,7 @@ CODES: Final = {
 
 
 def code_of(problem: BaseException | None) -> str:
-    """Return the code for the end of a start or session; None for an end without an error."""
+    """Return the code of the error that ended a start or session, if any."""
     match problem:
         case GatewayError():
             return problem.code

@@ -160,7 +160,7 @@ def find_proxy(url: httpx2.URL) -> ProxyChoice | None:
 
 
 def proxy_variable(url: httpx2.URL) -> str:
-    """Return the variable of the proxy for a URL, usable or not; empty for a direct connection."""
+    """Return the variable that sets a URL's proxy, usable or not; empty without one."""
     try:
         choice = find_proxy(url)
     except BadProxy as exc:

@@ -1,6 +1,6 @@
-"""Token buckets: a burst at once, then a rate. They limit calls, notifications, log lines and audit records.
+"""Token buckets: a burst, then a rate. They limit calls, notifications and log lines.
 
-No task and no wait: the caller asks, and what exceeds the rate is refused, or suppressed and counted.
+No task and no wait: the caller takes a token; whatever exceeds the rate is refused, or suppressed and counted.
 """
 
 from __future__ import annotations

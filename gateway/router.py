@@ -91,7 +91,7 @@ class Router:
         self._note_refused = note_refused
         self._links = Links()
         self._pages = Pages()
-        self._linked = fleet.supervisors  # a new table with each config
+        self._linked = fleet.supervisors  # the table is replaced with each config
         self.refused: dict[tuple[str, str], int] = {}
         """The number of refused calls, by backend (empty if none was found) and code of the error."""
         self.dropped = 0
@@ -112,11 +112,11 @@ class Router:
         return tuple(self._under_way)
 
     async def route(self, call: Call) -> Route:
-        """Return the owner of a call, and the owner's name for its target; wait as `submit` does.
+        """Return a call's owner and the owner's name for its target; wait like `submit`.
 
         Raises:
             RequestError: unknown name or method, shutting down.
-            BackendUnavailable: the owner is not known because a backend that may be it has failed.
+            BackendUnavailable: the owner is unknown because a possible owner has failed.
         """
         self._refuse_while_draining()
         return self._lookup(call) or await self._await_owner(call)
@@ -126,7 +126,7 @@ class Router:
         return self._lookup(call) is not None
 
     async def submit(self, call: Call, *, again: bool = False) -> PendingCall:
-        """Submit a call to its owner. The caller waits on the pending call and must `release` it.
+        """Submit a call to its owner; the caller must `release` the pending call.
 
         Waits only for a backend in its first start that may own the name, within that backend's call timeout. `again`
         says that this continues a call that has been admitted, and not been released yet.
@@ -144,7 +144,7 @@ class Router:
             counted = self._count(call, again=again)
             try:
                 route = self._lookup(call) or await self._await_owner(call)
-                self._refuse_while_draining()  # it may have begun meanwhile, and counted the calls that it waits for
+                self._refuse_while_draining()  # the drain may have begun and counted the calls it waits for
                 if counted is not None and counted.ended:
                     raise Revoked
             except BaseException:
@@ -159,7 +159,7 @@ class Router:
     def submit_now(
         self, call: Call, *, again: bool = False, sink: ClientSink | None = None, patience: float = math.inf
     ) -> PendingCall | None:
-        """Submit a call if its owner is known, which is nearly always; return None if only `submit` can tell.
+        """Submit a call if its owner is known; return None if only `submit` can tell.
 
         `sink` and `patience` are those of `PendingCall`.
         """
@@ -222,25 +222,28 @@ class Router:
         self._not_submitted(call, problem, trio.current_time())
 
     def _not_submitted(self, call: Call, problem: GatewayError | None, began: float) -> None:
-        """Count a call that no backend has accepted, and report it; without a problem its client has cancelled it."""
+        """Count and report a call that no backend has accepted.
+
+        Without a problem its client has cancelled it.
+        """
         backend = problem.backend if isinstance(problem, BackendError) else ""
         if isinstance(problem, Busy):
             route = self._lookup(call)
             backend = "" if route is None else route.backend
         key = backend, "cancelled" if problem is None else problem.code
-        if key not in self.refused:  # those of removed servers are dropped whenever one is added, which bounds them
+        if key not in self.refused:  # adding a key drops those of removed servers, which bounds the table
             known = {"", *self.fleet.supervisors}
             self.refused = {old: count for old, count in self.refused.items() if old[0] in known}
         self.refused[key] = self.refused.get(key, 0) + 1
         self._note_refused(call, backend, trio.current_time() - began, problem)
 
     def _publish(self, pending: PendingCall, outcome: Outcome) -> Outcome:
-        """Return an outcome with its URIs as clients see them; record the links in it."""
+        """Return an outcome with public URIs; record the links in it."""
         call = pending.call
         if self._linked is not self.fleet.supervisors:
             self._linked = self.fleet.supervisors
             self._links.retain(self._linked)
-            self._pages.retain(self.fleet.config.servers)  # one that is disabled may come back
+            self._pages.retain(self.fleet.config.servers)  # a disabled server may come back
         is_resource = OWNER_KIND[call.method] is Kind.RESOURCES
         asked = Asked(pending.backend, call.method, *((pending.own_name, call.name) if is_resource else ()))
         if isinstance(outcome, Complete):
@@ -254,10 +257,10 @@ class Router:
         return outcome
 
     def pass_on(self, method: str, params: msgspec.Raw, caller: Caller) -> None:
-        """Pass an unknown notification of a client to the backend for such methods, if there is one."""
+        """Pass a client's unknown notification to the backend for such methods, if any."""
         owner = _only_backend(self.fleet.snapshot(caller.scope))
         if owner is None:
-            log.debug("dropped %s from a client: more than one backend, or none, could be its target", method)
+            log.debug("dropped %s from a client: no single backend can be its target", method)
         elif not is_foreign_notification(method):
             log.debug("dropped %s from a client: not a notification", method)
         elif params is not jsonrpc.ABSENT and not bytes(params).lstrip().startswith(b"{"):
@@ -273,7 +276,7 @@ class Router:
             raise ShuttingDown(text)
 
     def cut_off(self, counted: Counted) -> None:
-        """End all calls of a principal whose access has ended, and cancel them at their backends."""
+        """End and cancel all calls of a principal whose access has ended."""
         for pending in list(self._under_way):
             if pending.counted is counted:
                 pending.abandon(Revoked(), "the client's access was revoked")
@@ -304,9 +307,9 @@ class Router:
         self._draining = True
 
     async def drain(self, grace: float) -> bool:
-        """Refuse new calls and wait, at most `grace` seconds, for pending ones; return whether all ended.
+        """Refuse new calls; wait `grace` seconds for pending ones; return whether all ended.
 
-        The others are finished with an error and cancelled at their backends.
+        Calls that did not end are finished with an error and cancelled at their backends.
         """
         self.refuse_new()
         if not self._hurried.is_set():
@@ -322,7 +325,7 @@ class Router:
     def stop_draining(self) -> None:
         """End the drain now."""
         self._hurried.set()
-        self._drain_scope.cancel(reason="asked to stop at once")
+        self._drain_scope.cancel(reason="immediate stop requested")
 
     def _lookup(self, call: Call) -> Route | None:
         snapshot = self.fleet.snapshot(call.caller.scope)
@@ -345,9 +348,9 @@ class Router:
         return route
 
     def _app_tool(self, call: Call, snapshot: Snapshot) -> Route | None:
-        """Find the tool that an app means by its server's own name, and put its public name into the call.
+        """Resolve an app's call by its server's own tool name to the public name.
 
-        MCP Apps: a page calls the tools of its server, whose public names it does not know. Its host sends the call on
+        MCP Apps: a page calls the tools of its server, whose public names it does not know. Its host forwards the call
         without naming the page; it can only be one that the host has read.
 
         Raises:
@@ -359,7 +362,7 @@ class Router:
         entries = [entry for owner in sorted(owners) for entry in snapshot.placed(Kind.TOOLS, owner)]
         named = [one for one in entries if one.own == call.name and one.era in {None, call.caller.era}]
         found = [entry.public for entry in named if is_for_apps(entry.raw)]
-        # Also of one whose tool this caller may not call: its page must not reach the tool of another server.
+        # Includes servers whose tool this caller may not call: their pages must not reach another server's tool.
         meant = sum(
             any(item.own == call.name and is_for_apps(item.raw) for item in one.listing.items.get(Kind.TOOLS, ()))
             for name, one in self.fleet.supervisors.items()
@@ -378,7 +381,7 @@ class Router:
         if not snapshot.any_resource:
             return route
         if route is None and (named := snapshot.uris.named_in(uri)) is not None and named[0] not in snapshot.backends:
-            return None  # it belongs to a server that this caller does not see, and to no other one
+            return None  # it belongs only to a server that this caller does not see
         route = route or snapshot.uris.find(uri, self._links.owner(uri, snapshot.backends))
         if route is not None and route.backend in self.fleet.supervisors:
             return route
@@ -387,7 +390,7 @@ class Router:
         return Route(owners[0], uri) if len(owners) == 1 else None
 
     def _completion_owner(self, call: Call, snapshot: Snapshot) -> Route | None:
-        """Find the owner of the prompt or resource template that `ref` names, and put its own name there."""
+        """Find the owner of the prompt or template in `ref`; put its own name there."""
         try:
             ref: dict[str, msgspec.Raw] = jsonrpc.decode_object(call.params["ref"])
             kind = jsonrpc.decode_string(ref["type"])
@@ -414,7 +417,7 @@ class Router:
         away: BackendUnavailable | None = None
         for supervisor in list(self.fleet.strangers(call.name, OWNER_KIND.get(call.method), scope)):
             if not supervisor.config.effective_namespace:
-                continue  # it may own any name: waiting for it would delay every typing error
+                continue  # it may own any name: waiting for it would delay every misspelled call
             supervisor.request_start()
             with trio.move_on_after(supervisor.config.call_timeout):
                 await supervisor.known.wait()
@@ -432,7 +435,7 @@ class Router:
 
 
 def unknown(call: Call) -> UnknownName:
-    """Return the error for a name that has no owner, or that the caller may not see."""
+    """Return the error for a name without an owner, or hidden from the caller."""
     kind = OWNER_KIND.get(call.method)
     noun = (kind or Kind.PROMPTS).noun
     return UnknownName(f"Unknown {noun}: {call.name}", uri=call.name if kind is Kind.RESOURCES else None)

@@ -52,7 +52,7 @@ FORCED_GRACE: Final = 0.25
 """The same after `stop_now`: enough for a client that reads, short enough not to be delayed by one that does not."""
 
 MAX_DEPTH: Final = 3
-"""Limit of nested gateways; stops a config that writes another one for each start."""
+"""Maximum depth of nested gateways; stops a config that writes another one for each start."""
 
 log = logging.getLogger("gateway.runtime")
 
@@ -75,7 +75,7 @@ class Lineage(msgspec.Struct, frozen=True):
             return cls()
 
     def check(self, config: Path) -> None:
-        """Raise ConfigError if a gateway with this config would start itself or is nested too deeply."""
+        """Raise ConfigError if a gateway with this config would start itself, or nest too deeply."""
         path = str(config.resolve())
         way = " -> ".join((*self.configs, path))
         if path in self.configs:
@@ -85,14 +85,14 @@ class Lineage(msgspec.Struct, frozen=True):
             raise ConfigError([f"{config}: {len(self.configs)} gateways are already nested ({way})"])
 
     def with_own(self, name: str, source: str) -> Lineage:
-        """Return the chain extended by this gateway; `source` is the path of its config, if it is a file."""
+        """Return the chain extended by this gateway; `source` is its config's path, if any."""
         path = Path(source)
         configs = (*self.configs, str(path.resolve())) if path.exists() else self.configs
         return Lineage((*self.names, f"{name}#{secrets.token_hex(4)}"), configs)
 
 
 class GatewayRuntime:
-    """Owns the fleet, the router, access control, suspended calls, unsent bytes, the audit and the masking of secrets.
+    """The composed gateway: fleet, router, access control, suspended calls, unsent bytes, audit, secret masking.
 
     Args:
         config: the configuration to start with.
@@ -185,7 +185,7 @@ class GatewayRuntime:
         self.stop()
         self._guard.force_stop()
         self.router.stop_draining()
-        if self.closing.is_set():  # until then the drain, which ends now, sets the deadline
+        if self.closing.is_set():  # before that, the end of the drain sets the deadline
             self._limit_close(FORCED_GRACE)
 
     async def apply(self, config: Config, *, restart: Container[str] = ()) -> Applied:

@@ -1,3 +1,3 @@
-"""The package's version: a separate module, so that reporting it does not import the embedding API."""
+"""The package's version, in a module that imports nothing."""
 
 VERSION = "0.2.0"
