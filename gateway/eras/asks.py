@@ -29,7 +29,7 @@ ROOTS: Final = "roots/list"
 _UNSAFE_SCHEMES: Final = frozenset({
     "about", "blob", "chrome", "data", "file", "filesystem", "javascript", "vbscript", "view-source",
 })  # fmt: skip
-"""Schemes that are not on the web: a client that opens one runs the server's code, or reads its own files."""
+"""Schemes of no web page: a client that opens one runs the server's code, or reads its own files."""
 
 _RESULT: Final = jsonrpc.Names("inputRequests", "requestState", "resultType")
 _REQUEST: Final = jsonrpc.Names("method", "params")
@@ -47,7 +47,7 @@ BRIDGEABLE: Final = jsonrpc.raw({
     "elicitation": {"form": {}, "url": {}},
     "extensions": {APPS: {"mimeTypes": ["text/html;profile=mcp-app"]}},
 })
-"""The capabilities declared to a backend whose session serves clients that are not known yet.
+"""The capabilities declared to a backend whose session serves clients not yet known.
 
 A server may list tools with pages only if MCP Apps is declared; a client that does not show pages ignores them.
 """
@@ -94,11 +94,13 @@ def elicitation_mode(params: dict[str, msgspec.Raw]) -> str:
 
 
 def unsafe_url(params: dict[str, msgspec.Raw]) -> str | None:
-    """Return the reason not to show this URL to any client, or None (client/elicitation, "Safe URL Handling").
+    """Return the reason to show this URL to no client, or None.
 
-    It must not contain a name or password, nor have a scheme that runs something or reads a file. It is read as by
-    browsers: without white space, and with or without the slashes of an address. The reason does not repeat the URL.
-    Nor may there be two spellings of the member, since the client may open the other one.
+    client/elicitation, "Safe URL Handling".
+
+    It must not contain a name or password, nor have a scheme that runs something or reads a file, nor occur in two
+    spellings of the member, since the client may open the other one. It is read as by browsers: without white space,
+    and with or without the slashes of an address. The reason does not repeat the URL.
     """
     if _ELICITED.second_spelling(jsonrpc.encode(params)) is not None:
         return _UNCLEAR
@@ -115,7 +117,7 @@ def unsafe_url(params: dict[str, msgspec.Raw]) -> str | None:
 
 
 def unsafe_elicitation(result: bytes) -> str | None:
-    """Return the reason to withhold an `input_required` result from the client because of its URLs, or None."""
+    """Return the reason to withhold an `input_required` result for its URLs, or None."""
     try:
         wanted = (read_input_required(result).wanted or {}).values()
     except ValueError:
@@ -126,7 +128,7 @@ def unsafe_elicitation(result: bytes) -> str | None:
 
 
 def unsafe_refusal(failure: Failure) -> str | None:
-    """Return the reason to withhold the data of a -32042 from clients of any era, or None."""
+    """Return the reason to withhold the data of a -32042 from all clients, or None."""
     if failure.code != URL_ELICITATION_REQUIRED:
         return None
     wanted = _elicitations(failure)
@@ -136,7 +138,7 @@ def unsafe_refusal(failure: Failure) -> str | None:
 
 
 def _is_unclear_required(result: bytes) -> bool:
-    """Return whether a client may read other elicitations in an `input_required` result than the gateway does."""
+    """Return whether client and gateway may read different elicitations in an `input_required` result."""
     requests = blocks.read(msgspec.Raw(result)) or {}
     if _RESULT.second_spelling(result) or _ONCE.second_spelling(requests.get("inputRequests", jsonrpc.EMPTY_OBJECT)):
         return True
@@ -183,7 +185,7 @@ _input_required = msgspec.json.Decoder(InputRequiredBody)
 
 
 def read_input_required(result: bytes) -> InputRequiredBody:
-    """Read an `input_required` result. Raises ValueError if it has not the form that MCP defines."""
+    """Read an `input_required` result. Raises ValueError if its form is not MCP's."""
     try:
         return jsonrpc.read(_input_required, result)
     except jsonrpc.UNDECODABLE as exc:
@@ -191,10 +193,10 @@ def read_input_required(result: bytes) -> InputRequiredBody:
 
 
 def for_version(method: str, params: dict[str, msgspec.Raw], version: str) -> dict[str, msgspec.Raw]:
-    """Convert a request for a client of this version: newer forms of content and of choices become older ones.
+    """Convert a request for a client of this version: downgrade content and choices.
 
     Raises:
-        ValueError: this version has no form for it, or no client may be shown it.
+        ValueError: this version has no form for it, or it must not be shown to any client.
     """
     if method == ELICITATION and (unsafe := unsafe_url(params)) is not None:
         raise ValueError(unsafe)
@@ -230,7 +232,7 @@ def _split_messages(params: dict[str, msgspec.Raw]) -> None:
 
 
 def _downgrade_properties(properties: dict[str, msgspec.Raw]) -> bool:
-    """Downgrade choices: before 2025-11-25 there is no multiple choice, and titles are in `enumNames`."""
+    """Downgrade choices: before 2025-11-25 there was no multiple choice, and titles were in `enumNames`."""
     changed = False
     for name in list(properties):
         field = blocks.read(properties[name]) or {}
@@ -248,14 +250,14 @@ def _downgrade_properties(properties: dict[str, msgspec.Raw]) -> bool:
 
 
 def for_legacy_client(method: str, params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
-    """Return an input request as the params of a legacy request, where a URL elicitation needs an id."""
+    """Return an input request as legacy params; a URL elicitation gets an id."""
     if method == ELICITATION and elicitation_mode(params) == "url" and "elicitationId" not in params:
         return {**params, "elicitationId": jsonrpc.raw(str(uuid.uuid4()))}
     return params
 
 
 def for_modern_client(params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
-    """Return a legacy request's params as an input request's, which have no task, no id and no progress token."""
+    """Return legacy params as an input request's: without task, id and progress token."""
     kept = {name: span for name, span in params.items() if name not in {"task", "elicitationId"}}
     own = blocks.read(kept.pop("_meta", None)) or {}
     own.pop(meta.PROGRESS_TOKEN, None)
@@ -265,7 +267,10 @@ def for_modern_client(params: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
 
 
 def answer_to_refusal(method: str) -> bytes | None:
-    """Return a modern server's form of a client's error: elicitations are cancelled; the others have no such form."""
+    """Return a client's error as a modern server expects it, if it can be expressed.
+
+    Elicitations are cancelled; other requests have no such form.
+    """
     return b'{"action":"cancel"}' if method == ELICITATION else None
 
 
@@ -286,8 +291,7 @@ def _elicitations(failure: Failure) -> list[dict[str, msgspec.Raw]]:
 def url_input_requests(failure: Failure, caller: Caller) -> dict[str, object] | None:
     """Return a legacy backend's -32042 (URL elicitation required) as input requests for a modern client.
 
-    None if it is another error, names no URL or one that no client may be shown, or the client has not declared
-    `elicitation.url`.
+    None if it is another error, names no URL or a forbidden one, or the client has not declared `elicitation.url`.
     """
     if failure.code != URL_ELICITATION_REQUIRED or failure.era is not Era.LEGACY:
         return None

@@ -1,6 +1,6 @@
-"""Content blocks: their places in results and requests, and a way to change some and keep the rest unchanged.
+"""Content blocks in results and requests, some of which are changed in place.
 
-Tools answer with `content`, prompts and sampling requests carry `messages`. Anything not of MCP's form is ignored, and
+Tools answer with `content`, prompts and sampling requests carry `messages`. Anything not in MCP's form is ignored, and
 unchanged parts keep their bytes. Pure.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def change_blocks(members: Members, change: Change) -> bool:
-    """Pass every content block of a result's or request's members through `change`; return whether any changed."""
+    """Pass every content block among the members through `change`; return whether any changed."""
 
     def change_message(message: Members) -> bool:
         if bytes(message.get("content", b"")).lstrip().startswith(b"["):

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 FIRST_IN: Final = {"audio": "2025-03-26", "resource_link": "2025-06-18"}
 """Kinds of content blocks that the first revision lacks, and the revision that added them. Revisions sort as text."""
 NEWEST: Final = max(FIRST_IN.values())
-"""From this version on clients can read all kinds."""
+"""The first version whose clients can read all kinds."""
 
 
 def for_version(method: str, result: bytes, version: str) -> bytes:
-    """Convert a result for a legacy client of this version; return the same bytes if it can read them all."""
+    """Convert a result for a legacy client of this version, byte-exact if possible."""
     if version >= NEWEST or CONTENT.get(method) != "blocks":
         return result
     if not any(since > version and b'"%b"' % kind.encode() in result for kind, since in FIRST_IN.items()):
@@ -38,7 +38,7 @@ def for_version(method: str, result: bytes, version: str) -> bytes:
 
 
 def downgrade_blocks(members: Members, version: str) -> bool:
-    """Turn content blocks that this version lacks into text, in place; return whether there were any."""
+    """Turn content blocks that this version lacks into text; return whether there were any."""
 
     def change(block: Members) -> bool:
         kind = blocks.read_string(block, "type")
@@ -62,7 +62,7 @@ def downgrade_blocks(members: Members, version: str) -> bool:
 
 
 def without_odd_structure(members: Members) -> None:
-    """Remove a `structuredContent` that is not an object, in place, and make sure that the text contains it."""
+    """Remove a `structuredContent` that is not an object; ensure that the text contains it."""
     span = members.get("structuredContent")
     if span is None or bytes(span).lstrip().startswith(b"{"):
         return
@@ -72,7 +72,7 @@ def without_odd_structure(members: Members) -> None:
     except ValueError:
         return
     value = _value(span)
-    # Servers should serialise it in a text block; a string may be there verbatim.
+    # Servers should serialize it into a text block, perhaps a string verbatim.
     texts = [blocks.read_string(blocks.read(block) or {}, "text") for block in content]
     if not any(text and (text == value or _value(text.encode(errors="replace")) == value) for text in texts):
         text = jsonrpc.one_line(span).decode(errors="replace").strip()

@@ -1,7 +1,7 @@
 """The mapping of the tree of errors to JSON-RPC codes and HTTP statuses.
 
 Codes differ by era (2026-07-28 basic/index, "Error Codes"): -32002 and -32042 must not reach a modern client, undefined
-codes from -32020 to -32099 must never be emitted, and a local error must not look like one of the peer's.
+codes from -32020 to -32099 must never be emitted, and a local error must not look like the peer's.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class WireError(msgspec.Struct, frozen=True):
 
 
 def to_wire(problem: GatewayError | Failure, era: Era, call: Call | None = None) -> WireError:
-    """Convert a failure for a client of this era; `call` is the failed call, if known."""
+    """Convert a failure for a client of this era; `call` is the failed call."""
     if isinstance(problem, Failure):
         return _from_backend(problem, era, call)
     data: bytes | None = None
@@ -63,7 +63,7 @@ def to_wire(problem: GatewayError | Failure, era: Era, call: Call | None = None)
         case UnknownName(uri=str(uri)):
             code = RESOURCE_NOT_FOUND if era is Era.LEGACY else jsonrpc.INVALID_PARAMS
             data = jsonrpc.encode({"uri": uri})
-        case Revoked():  # a Denied of which its own client may know
+        case Revoked():  # a Denied that its own client may know about
             code, data = jsonrpc.INVALID_PARAMS, jsonrpc.encode({"reason": problem.code})
         case UnknownName() | Denied() | InvalidParams():
             code = jsonrpc.INVALID_PARAMS
@@ -85,7 +85,10 @@ def _retry_hint(seconds: float | None) -> dict[str, int]:
 
 
 def with_retry_hint(failure: Failure, seconds: float | None) -> Failure:
-    """Add the time to retry to a backend's own error, unless its data has one or is not an object."""
+    """Add the retry delay to a backend's own error, unless its data forbids that.
+
+    It does if it has one already, or is not an object.
+    """
     if seconds is None:
         return failure
     try:
@@ -99,12 +102,10 @@ def with_retry_hint(failure: Failure, seconds: float | None) -> Failure:
 
 
 def _from_backend(failure: Failure, era: Era, call: Call | None) -> WireError:
-    """Convert a backend's own error: it keeps its code, unless that means something else to this client."""
+    """Convert a backend's own error; keep its code, unless this client would misread it."""
     unsafe = asks.unsafe_refusal(failure)
     if unsafe is not None:  # and its data, which holds the URL, is dropped too
-        return WireError(
-            jsonrpc.INTERNAL_ERROR, f"the backend asked for input that no client may be asked for: {unsafe}"
-        )
+        return WireError(jsonrpc.INTERNAL_ERROR, f"the backend asked for forbidden input: {unsafe}")
     code, data = failure.code, failure.data
     is_read = call is not None and call.method == "resources/read"
     if era is Era.MODERN and code == RESOURCE_NOT_FOUND:
@@ -122,7 +123,7 @@ def _from_backend(failure: Failure, era: Era, call: Call | None) -> WireError:
 
 
 def _is_meant_for(era: Era, failure: Failure, call: Call | None) -> bool:
-    """Return whether a reserved code is about the client, and one that its version has."""
+    """Return whether a reserved code is about the client, and exists in its version."""
     if failure.era is not era:
         return False
     if era is Era.MODERN:

@@ -1,8 +1,8 @@
 """The HTTP headers that mirror a modern request's body, checked against it.
 
 2026-07-28 basic/transports/streamable-http, "Request Metadata" and "Server Validation": a server that reads the body
-must refuse a request whose headers are missing, malformed or different (400 and -32020). Names in here are
-lower case, as ASGI hands them over; values are bytes.
+must refuse a request whose headers are missing, malformed or different (400 and -32020). Names here are lower case, as
+ASGI passes them; values are bytes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def decode_value(name: str, value: bytes) -> str:
     encoded = value[len(_SENTINEL_START) : -len(_SENTINEL_END)]
     try:
         decoded = base64.b64decode(encoded, validate=True)
-        if base64.b64encode(decoded) == encoded:  # one spelling only, as proxies that compare headers expect
+        if base64.b64encode(decoded) == encoded:  # only one spelling, as proxies that compare headers expect
             return decoded.decode()
     except (binascii.Error, UnicodeDecodeError):
         pass

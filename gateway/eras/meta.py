@@ -1,4 +1,4 @@
-"""The keys of `_meta`: those of one hop, which are replaced, and those that are passed on.
+"""The keys of `_meta`: which are replaced on each hop, and which pass.
 
 Everything passes in both directions except the keys named here (2026-07-28 basic/index, "_meta").
 """
@@ -29,8 +29,8 @@ BACKEND_INFO: Final = "trio-mcp-gateway/backendInfo"
 """Our own key under which a backend's `serverInfo` is kept when the gateway stamps its own."""
 
 GATEWAYS: Final = "trio-mcp-gateway/gateways"
-"""Our own key under which gateways identify themselves to one another: in requests of their own (`initialize`, lists)
-the gateways between the client and this one, in lists those behind the server. Calls never carry it."""
+"""Our own key under which gateways identify themselves to one another. Their own requests (`initialize`, lists) name
+the gateways between the client and this one, lists name those behind the server. Calls never carry it."""
 MAX_GATEWAYS: Final = 64
 """Maximum gateways read from a message."""
 
@@ -49,7 +49,7 @@ LOG_LEVELS: Final = ("debug", "info", "notice", "warning", "error", "critical", 
 
 
 def drop_nulls(method: str, params: dict[str, msgspec.Raw]) -> None:
-    """Remove optional members that are null, in place: many peers write absence so, and others refuse it.
+    """Remove optional members that are null: many peers write them, others refuse them.
 
     The optional members of a vendor's method are unknown here, so they stay.
     """
@@ -81,7 +81,7 @@ def split_request_meta(
 
 
 def gateways_in(members: Mapping[str, msgspec.Raw]) -> tuple[str, ...]:
-    """Return the gateways that a `_meta` names; none if it names them in another form."""
+    """Return the gateways that a `_meta` names; none if their form is invalid."""
     span = members.get(GATEWAYS)
     if span is None:
         return ()
@@ -135,7 +135,7 @@ def log_level(hop: dict[str, msgspec.Raw]) -> str | None:
 
 
 def drop_key(members: dict[str, msgspec.Raw], key: str) -> bool:
-    """Remove a key from the `_meta` of params or of a result, in place; return whether it was there."""
+    """Remove a key from the `_meta` of params or a result; return whether it existed."""
     own = blocks.read(members.get("_meta")) or {}
     if own.pop(key, None) is None:
         return False

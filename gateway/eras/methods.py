@@ -1,7 +1,7 @@
-"""Every method of MCP, one row each; everything that depends only on the method is a view of this table.
+"""Every method of MCP, one row each, with everything that depends only on the method.
 
-The rows are those of the schemas of 2024-11-05 to 2026-07-28 and of the extension for tasks (SEP-2663). A new method
-is one row here, and code only if it has behaviour of its own. Pure.
+The rows are those of the schemas of 2024-11-05 to 2026-07-28 and of the extension for tasks (SEP-2663). A new method is
+one row here, plus code if it has behaviour of its own. Pure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gateway.calls import Era
 
 
 class Kind(enum.Enum):
-    """One kind of listed things: list method, the result's member, the member that identifies one, feature, noun."""
+    """One kind of list: method, the result's member, the key member, feature, noun."""
 
     TOOLS = ("tools/list", "tools", "name", "tools", "tool")
     PROMPTS = ("prompts/list", "prompts", "name", "prompts", "prompt")
@@ -30,7 +30,7 @@ class Kind(enum.Enum):
         self.noun = noun
 
     __hash__ = object.__hash__
-    """By identity: each call looks up tables by kind, and `Enum` hashes names in Python."""
+    """By identity: each call looks up tables by kind, and `Enum` would hash names in Python."""
 
     @property
     def namespaced(self) -> bool:
@@ -46,7 +46,7 @@ class Role(enum.Enum):
     CALL = enum.auto()
     """A client's request, routed to the backend that owns the name (for completions, the name in `ref`)."""
     WATCH = enum.auto()
-    """Routed too, but counted over all clients: see `gateway.frontends.resource_subscriptions`."""
+    """Routed too, but counted across all clients: see `gateway.frontends.resource_subscriptions`."""
     GATEWAY = enum.auto()
     """A request that the gateway answers itself."""
     TASK = enum.auto()
@@ -64,11 +64,11 @@ class Method(msgspec.Struct, frozen=True):
     name: str
     role: Role
     kind: Kind | None = None
-    """The kind that it lists, or that `params.<kind.key>` names: the owner is found by that, and `Mcp-Name` mirrors
-    it."""
+    """The kind that it lists, or that `params.<kind.key>` names, which determines the owner and is mirrored by
+    `Mcp-Name`."""
     eras: tuple[Era, ...] = (Era.LEGACY, Era.MODERN)
     content: Literal["", "blocks", "contents"] = ""
-    """The place of content in its result: blocks, or the `contents` of resources."""
+    """Where its result has content: in blocks, or in the `contents` of resources."""
     suspendable: bool = False
     """Whether it may be answered with `input_required`, and sent again with the input (basic/patterns/mrtr)."""
     cacheable: bool = False
@@ -90,10 +90,10 @@ _SAMPLING: Final = (
 _ELICITATION: Final = ("mode", "requestedSchema", "url", "elicitationId", "task")
 
 APPS: Final = "io.modelcontextprotocol/ui"
-"""MCP Apps (SEP-1865): pages that a tool is shown with."""
+"""MCP Apps (SEP-1865): pages that present a tool."""
 RELAYED_EXTENSIONS: Final = frozenset({APPS})
-"""Extensions that the gateway declares when a backend does: every request and notification of theirs between client and
-server must be in this table. MCP Apps adds none, as methods with the prefix `ui/` are between a page and its host."""
+"""Extensions that the gateway declares if a backend does: all their requests and notifications between client and
+server must be in this table. MCP Apps adds none: methods with the prefix `ui/` are between a page and its host."""
 
 FEATURES: Final = tuple(dict.fromkeys(kind.feature for kind in Kind))
 LIST_CHANGED: Final = {f"notifications/{feature}/list_changed": feature for feature in FEATURES}

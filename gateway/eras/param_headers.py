@@ -1,8 +1,9 @@
-"""Tool parameters that are also sent as `Mcp-Param-*` headers, marked by `x-mcp-header` in the tool's `inputSchema`.
+"""Tool parameters that are also sent as `Mcp-Param-*` headers.
 
-2026-07-28 basic/transports/streamable-http, "Custom Headers from Tool Parameters". An annotation counts only if a chain
-of `properties` leads to it; anywhere else, or with a value that is not a header name, it makes the whole tool invalid.
-Pure: `find_annotations` reads a schema once, `param_headers` applies the result to a call's arguments.
+2026-07-28 basic/transports/streamable-http, "Custom Headers from Tool Parameters": `x-mcp-header` in the tool's
+`inputSchema` marks them. An annotation counts only if a chain of `properties` leads to it; anywhere else, or with a
+value that is not a header name, it makes the whole tool invalid. Pure: `find_annotations` reads a schema once,
+`param_headers` applies the result to a call's arguments.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 KEYWORD: Final = "x-mcp-header"
 MAX_ANNOTATIONS: Final = 32
-"""Maximum annotated parameters of one tool: servers bound the headers of a request, and so do we."""
+"""Maximum annotated parameters of one tool: servers bound the headers of a request, and so does the gateway."""
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}", re.ASCII)  # RFC 9110, 5.6.2
 _TYPES: Final = frozenset({"string", "integer", "boolean"})
 _ONE: Final = frozenset({
@@ -37,7 +38,7 @@ Annotations = tuple[tuple[Path, bytes], ...]
 
 
 class InvalidAnnotation(ValueError):
-    """A tool's `x-mcp-header` breaks the rules, so that the tool must not be offered."""
+    """A tool's `x-mcp-header` breaks the rules, so the tool must not be offered."""
 
 
 def find_annotations(schema: object) -> Annotations:
@@ -70,7 +71,7 @@ def find_annotations(schema: object) -> Annotations:
 
 
 def annotations_of(tool: bytes) -> Annotations:
-    """Return the annotated parameters of a listed tool; none if its annotations are invalid and therefore ignored."""
+    """Return the annotated parameters of a listed tool; none if an annotation is invalid."""
     try:
         return find_annotations(jsonrpc.decode_any(jsonrpc.decode_object(tool)["inputSchema"]))
     except (KeyError, ValueError, *jsonrpc.UNDECODABLE):
@@ -128,7 +129,7 @@ def param_headers(annotations: Annotations, arguments: msgspec.Raw | bytes) -> l
 
 
 def find_second_argument(annotations: Annotations, arguments: msgspec.Raw | bytes) -> str | None:
-    """Find an annotated parameter with two spellings in the arguments, of which the header repeats one."""
+    """Find an annotated parameter with two spellings in the arguments; the header repeats one."""
     levels: dict[Path, set[str]] = {}
     for path, _ in annotations:
         for depth, name in enumerate(path):

@@ -1,4 +1,4 @@
-"""Conversion of a client's request to a `Call`, and of a call to the params for its backend.
+"""Conversion of a client's request to a `Call`, and of that to its backend's params.
 
 Only the members that a gateway must rewrite are changed (name, `_meta`); all others travel as raw spans, in their
 order, unknown ones included.
@@ -30,21 +30,21 @@ _PARAMS: Final = jsonrpc.Names(
     "progressToken", "protocolVersion", "ref", "requestId", "requestState", "task", "taskId", "uri",
 )  # fmt: skip
 _FOREIGN_PARAMS: Final = jsonrpc.Names("_meta")
-"""For methods unknown to MCP: their other members mean what the server defines."""
+"""For methods unknown to MCP, whose other members are the server's own."""
 _WITHIN: Final = {
     "_meta": jsonrpc.Names(*meta.REQUEST_HOP_KEYS, RELATED),
     "ref": jsonrpc.Names("type", "name", "uri"),
     "notifications": jsonrpc.Names(*LISTENED, "resourceSubscriptions"),
     "inputResponses": jsonrpc.Names(),
 }
-"""Members of params that are inspected, and the members of theirs that decisions depend on."""
+"""The inspected members of params, and the members of these that decisions depend on."""
 KEPT_METAS: Final = 256
 MAX_KEPT_META: Final = 1_024
-"""Bytes of a modern `_meta` that is decoded once for all requests that repeat it, so that they need little memory."""
+"""Maximum bytes of a modern `_meta` that is cached for the requests that repeat it, to bound the memory."""
 
 
 class UnsupportedVersion(RequestError):
-    """The request declares a protocol version that the gateway does not speak; -32022 on the wire."""
+    """The request declares an unsupported protocol version; -32022 on the wire."""
 
     code: ClassVar[str] = "unsupported_version"
 
@@ -58,10 +58,10 @@ class UnsupportedVersion(RequestError):
 
 
 def find_second_spelling(data: bytes, message: Message) -> str | None:
-    """Find a member that a decision depends on and that the message has in two spellings.
+    """Find a duplicate member, in any spelling, that a decision depends on.
 
-    `data` is the message as received. A server may read the one when the gateway has decided by the other, so such a
-    message is refused wherever a decision depends on it. Returns the error's text, or None.
+    `data` is the message as received. The server may read one of the two when the gateway has decided by the other, so
+    such a message is refused wherever a decision depends on it. Returns the error's text, or None.
     """
     found = _ENVELOPE.second_spelling(data)
     if found is not None:
@@ -94,13 +94,16 @@ def ambiguous(where: str) -> str:
 
 
 def is_mcp_method(method: str) -> bool:
-    """Return whether a method is MCP's own, in any case: those are served or refused, never passed on."""
+    """Return whether a method is MCP's own, in any letter case: never passed on."""
     folded = jsonrpc.fold(method)
     return folded in BY_NAME or folded.partition("/")[0] in FAMILIES
 
 
 def is_foreign_notification(method: str) -> bool:
-    """Return whether a notification may be passed on unchanged: not MCP's own, in any case, and not a request."""
+    """Return whether a notification may be passed on: no request, none of MCP's own.
+
+    The letter case of its name does not matter.
+    """
     folded = jsonrpc.fold(method)
     return folded not in CLIENT_NOTIFICATIONS and (folded.startswith("notifications/") or not is_mcp_method(method))
 
@@ -152,7 +155,7 @@ def legacy_call(message: Message, caller: Caller) -> Call:
 
 
 def is_modern(message: Message) -> bool:
-    """Return whether the request carries the modern era's `_meta` (basic/versioning: it is then served statelessly)."""
+    """Return whether the request carries the modern `_meta` (basic/versioning): it is then stateless."""
     if bytes(message.params).find(b"protocolVersion") < 0:
         return False
     members = blocks.read(message.params) or {}
@@ -172,7 +175,7 @@ def modern_call(
     span = bytes(params.pop("_meta", jsonrpc.ABSENT))
     read = _read_modern_meta if len(span) <= MAX_KEPT_META else _read_modern_meta.__wrapped__
     travelling, progress_token, client = read(span)
-    # An object of its own: callers with neither key nor session are only known apart by it (`Caller.same_client`).
+    # A new object: it alone distinguishes callers with neither key nor session (`Caller.same_client`).
     caller = msgspec.structs.replace(
         client, principal=identity.principal, scope=identity.scope, session=session, address=address
     )
@@ -189,9 +192,9 @@ def modern_call(
 
 @lru_cache(KEPT_METAS)
 def _read_modern_meta(span: bytes) -> tuple[dict[str, msgspec.Raw], Id | None, Caller]:
-    """Read the `_meta` of a modern request, empty if absent: the keys to pass on, progress token, and client.
+    """Read a modern request's `_meta`: the keys to pass on, progress token, client.
 
-    Most clients repeat it with each request. Raises as `modern_call` does.
+    An absent one is empty. Most clients repeat it with each request. Raises as `modern_call` does.
     """
     travelling, hop = meta.split_request_meta({"_meta": msgspec.Raw(span)} if span else {})
     try:
@@ -228,16 +231,17 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     gateways: tuple[str, ...] = ()
     """This gateway, after those that started it."""
     marker: str = ""
-    """The same for the environment of a child, with the configs (`gateway.runtime.Lineage`)."""
+    """The same for a child's environment, with the configs (`gateway.runtime.Lineage`)."""
 
 
 def backend_params(
     call: Call, own_name: str, token: Id | None, hop: Hop, *, as_task: bool = False
 ) -> dict[str, object]:
-    """Return a call's params for its backend: under the tool's own name, with this hop's own `_meta` keys.
+    """Return a call's params for its backend: own name, this hop's `_meta` keys.
 
-    `token` is the progress token of this hop, None if the client wants no progress; `as_task` lets the backend make a
-    task of it, which the gateway drives. A client's own request for a task is not passed on, since it was offered none.
+    `token` is the progress token of this hop, None if the client wants no progress; `as_task` lets the backend turn the
+    call into a task, which the gateway drives. A client's own request for a task is not passed on, since clients are
+    offered none.
     """
     params: dict[str, object] = dict(call.params)
     kind = OWNER_KIND.get(call.method)
@@ -258,7 +262,7 @@ def backend_params(
 
 
 def modern_meta(hop: Hop, caller: Caller | None = None, *, as_task: bool = False) -> dict[str, object]:
-    """Return the `_meta` keys of every modern request; capabilities and log level mirror the real client's.
+    """Return the `_meta` keys of every modern request; capabilities and log level are the client's.
 
     `as_task` declares the extension for tasks, whatever the client supports: the gateway drives them.
     """

@@ -1,7 +1,8 @@
 """Outcomes and the gateway's own results, encoded for a client of one era.
 
 A result whose backend speaks the client's era is sent byte for byte (legacy), or with only `_meta` stamped (modern).
-Between the eras only the members that exist in one of them are added or removed (2026-07-28 basic/index, "ResultType").
+Between the eras only members that exist in just one of them are added or removed (2026-07-28 basic/index,
+"ResultType").
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _result_types = msgspec.json.Decoder(ResultType)
 
 
 def read_modern_result(result: bytes) -> Complete | InputRequired | None:
-    """Classify a modern backend's result by its `resultType`; return None for an unknown one, which is invalid."""
+    """Classify a modern backend's result by its `resultType`; return None for an unknown one."""
     try:
         kind = jsonrpc.read(_result_types, result).resultType
     except jsonrpc.UNDECODABLE:
@@ -67,7 +68,7 @@ def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEG
 
 
 def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, method: str = "") -> bytes:
-    """Convert a result for a modern client: `resultType` is set, and `_meta` names the gateway as the server."""
+    """Convert a result for a modern client: set `resultType`, name the gateway in `_meta`."""
     if isinstance(outcome, Complete) and method not in CACHEABLE and _is_plain(outcome.result):
         info = b',"_meta":{"%b":%b}}' % (_SERVER_INFO, server_info)
         return b'{"resultType":"complete",%b%b' % (memoryview(outcome.result)[1:-1], info)
@@ -78,7 +79,7 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
     if isinstance(outcome, Complete):
         if "resultType" not in members:
             members = {"resultType": _COMPLETE, **members}
-        members["resultType"] = _COMPLETE  # a legacy backend's own member of that name has no meaning
+        members["resultType"] = _COMPLETE  # a legacy backend's member of that name has no meaning
     if method in CACHEABLE and not isinstance(outcome, InputRequired):
         for name, otherwise in (("ttlMs", _ZERO), ("cacheScope", _PRIVATE)):
             if members.get(name, jsonrpc.NULL) == jsonrpc.NULL:
@@ -93,9 +94,10 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
 
 
 def _is_plain(result: bytes) -> bool:
-    """Return whether a result can get its two members unread: it is a non-empty object, and has neither.
+    """Return whether the two members can be added without reading the result.
 
-    If one of the names is nested deeper, or may be spelled with escapes, the answer is False, and it is read.
+    That takes a non-empty object that has neither. If one of the names is nested deeper, or may be spelled with
+    escapes, the answer is False, and the result is read.
     """
     return (
         result.startswith(b'{"')

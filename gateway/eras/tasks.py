@@ -1,8 +1,8 @@
-"""Tasks in both eras: a call that continues behind `tasks/get`, which the gateway drives so that no client notices.
+"""Tasks in both eras: calls polled with `tasks/get`, invisibly to clients.
 
 Legacy: 2025-11-25 basic/utilities/tasks, where the client requests a task. Modern: the extension
-`io.modelcontextprotocol/tasks` (SEP-2663), where the server decides and the client must have declared it. Neither is
-visible to clients. Pure: the encoding of tasks; `gateway.backends.session.tasks` drives them.
+`io.modelcontextprotocol/tasks` (SEP-2663), where the server decides and the client must have declared it. Pure: the
+encoding of tasks; `gateway.backends.session.tasks` drives them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENDED: Final = frozenset({"completed", "failed", "cancelled"})
 LEAST_POLL: Final = 0.02
 """Seconds; a server that requests faster polling must not make the gateway spin."""
 LONGEST_POLL: Final = 60.0
-"""Seconds; a client is waiting, and an interval of hours would in effect end the polling."""
+"""Seconds; a client is waiting, and an interval of hours would in effect stop the polling."""
 USUAL_POLL: Final = 1.0
 """Seconds, if the server requests no interval."""
 
@@ -64,7 +64,7 @@ _modern_created = msgspec.json.Decoder(_ModernCreated)
 
 
 def read_created(result: msgspec.Raw | bytes, era: Era) -> State | None:
-    """Return the task in the response to a call; None if the response is the call's own result."""
+    """Return the task in the response to a call; None for an ordinary result."""
     try:
         if era is Era.LEGACY:
             state = jsonrpc.read(_legacy_created, result).task
@@ -97,7 +97,7 @@ def modern_outcome(state: State, backend: str) -> Outcome:
 
 
 def is_wanted(failure: Outcome) -> bool:
-    """Return whether a modern server refuses a call because it can only run it as a task."""
+    """Return whether a modern server refuses a call for not being a task."""
     if not isinstance(failure, Failure) or failure.code != MISSING_CAPABILITY or failure.data is None:
         return False
     required = blocks.read(msgspec.Raw(failure.data)) or {}
@@ -116,7 +116,7 @@ def with_extension(capabilities: msgspec.Raw) -> msgspec.Raw:
 
 
 def related(params: dict[str, msgspec.Raw]) -> str:
-    """Return the id of the task that a message belongs to; empty if there is none."""
+    """Return the id of the task that a message belongs to, or empty."""
     own = blocks.read(params.get("_meta")) or {}
     return blocks.read_string(blocks.read(own.get(RELATED)) or {}, "taskId")
 

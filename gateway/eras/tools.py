@@ -1,8 +1,8 @@
 """A tool's entry in the list, for clients of each class of versions.
 
 Two members differ: `outputSchema`, which must be the schema of an object in the legacy era (SDK clients refuse the
-whole list otherwise), and `execution`, which only 2025-11-25 has. The gateway drives tasks itself, so it does not list
-tools as callable as tasks. Everything else passes (2026-07-28 and 2025-11-25 server/tools). Pure.
+whole list otherwise), and `execution`, which only 2025-11-25 has. The gateway drives tasks itself, so it lists no tool
+as a task. Everything else passes (2026-07-28 and 2025-11-25 server/tools). Pure.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def needs_task(raw: bytes) -> bool:
 
 
 def is_for_apps(raw: bytes) -> bool:
-    """Return whether the page of a tool may call this one (MCP Apps, "Visibility"); allowed by default."""
+    """Return whether a tool's page may call this one (MCP Apps, "Visibility"); by default yes."""
     meta = blocks.read((blocks.read(msgspec.Raw(raw)) or {}).get("_meta")) or {}
     try:
         visibility = jsonrpc.decode_array((blocks.read(meta.get("ui")) or {})["visibility"])
@@ -80,7 +80,7 @@ def is_for_apps(raw: bytes) -> bool:
 
 
 def shown(raw: bytes, view: View) -> bytes:
-    """Return the entry for clients of this class: the same bytes wherever nothing must be removed."""
+    """Return the entry for clients of this class, byte-exact if nothing must be removed."""
     try:
         if b'"execution"' in raw:
             raw = _without_tasks(raw, view)
@@ -92,7 +92,10 @@ def shown(raw: bytes, view: View) -> bytes:
 
 
 def join_shown(raws: Sequence[bytes], view: View) -> bytes:
-    """Return `shown` of many, joined. Nearly all pass unchanged: looking at each would take most of a list's time."""
+    """Return `shown` of many, joined.
+
+    Nearly all pass unchanged: inspecting each would take most of a list's time.
+    """
     joined = b",".join(raws)
     if b'"execution"' not in joined and (view is View.MODERN or b'"outputSchema"' not in joined):
         return joined

@@ -22,21 +22,21 @@ _DATE: Final = re.compile(r"(?<![0-9])[0-9]{4}-[0-9]{2}-[0-9]{2}(?![0-9-])")
 
 
 def negotiate_legacy(requested: str) -> str:
-    """Return the version to answer `initialize` with: the requested one if supported, else our latest legacy one."""
+    """Return the version for `initialize`: the requested one if supported, else our latest legacy one."""
     return requested if requested in LEGACY_VERSIONS else LATEST_LEGACY
 
 
 def choose_modern(offered: Collection[str]) -> str | None:
-    """Return the newest modern version that a backend offers and we speak; None (it is legacy) without one."""
+    """Return the newest modern version in common; None means that the backend is legacy."""
     return next((version for version in MODERN_VERSIONS if version in offered), None)
 
 
 def choose_legacy(offered: Collection[str], refused: Collection[str] = ()) -> str | None:
-    """Return the newest legacy version that a backend offers and has not refused; None if there is none."""
+    """Return the newest legacy version offered and not refused, or None."""
     return next((one for one in LEGACY_VERSIONS if one in offered and one not in refused), None)
 
 
 def find_legacy(text: str) -> list[str]:
-    """Return the legacy versions in a text; versions are dates, so its other words do not matter."""
+    """Return the legacy versions in a text; as dates, they stand out."""
     named = set(_DATE.findall(text))
     return [version for version in LEGACY_VERSIONS if version in named]

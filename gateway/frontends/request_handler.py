@@ -364,7 +364,7 @@ class RequestHandler:
         if isinstance(outcome, InputRequired):
             unsafe = asks.unsafe_elicitation(outcome.result)
             if unsafe is not None:
-                problem = BackendProtocol(call.name, f"asked for input that no client may be asked for: {unsafe}")
+                problem = BackendProtocol(call.name, f"asked for forbidden input: {unsafe}")
                 return self.encode_error(request_id, problem, era, call)
             if era is Era.MODERN:
                 undeclared = _undeclared(call, outcome)
