@@ -36,7 +36,7 @@ log = logging.getLogger("gateway.access")
 
 
 class AuthorityDown(GatewayError):
-    """The authorization server is unavailable, so the token is neither valid nor invalid."""
+    """The authorization server is unavailable, so the token cannot be judged."""
 
     code: ClassVar[str] = "authority_unavailable"
 

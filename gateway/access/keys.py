@@ -21,7 +21,7 @@ KEY_BYTES: Final = 32
 MAX_CREDENTIAL: Final = 16_384
 """Maximum length of a credential; a JWT with many claims has a few thousand characters."""
 ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"mcp-session-id"})
-"""Headers that decide access: if one appears twice, a proxy in front may have checked the other value."""
+"""Headers that decide access: if one appears twice, a proxy may have checked the other value."""
 _METHOD: Final = "sha256:"
 
 
@@ -36,7 +36,7 @@ def hash_key(key: str) -> str:
 
 
 def digest_of(credential: bytes) -> bytes:
-    """Return the digest under which a key or token is stored; the credential itself is never stored."""
+    """Return the digest that is stored for a key or token; the credential is not."""
     return hashlib.sha256(credential).digest()
 
 
@@ -65,7 +65,7 @@ def repeated_text(name: str) -> str:
 
 
 def credential_in(headers: Mapping[bytes, bytes]) -> bytes:
-    """Return the credential in `Authorization: Bearer X`, or else `X-API-Key: X`; empty if there is none.
+    """Return the credential in `Authorization: Bearer X` or `X-API-Key: X`, or empty.
 
     RFC 6750, 2.1; a token in the URL is ignored (2.3; MCP basic/authorization forbids it).
     """

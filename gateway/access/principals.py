@@ -60,16 +60,16 @@ class Principal:
         self.identity = Identity(self.name, scope_of(rules))
 
     def may_use_view(self, view: str | None) -> bool:
-        """Return whether it may use the endpoint of this view; None is the gateway's own endpoint."""
+        """Return whether it may use the endpoint of this view (None: the gateway's)."""
         return self.rules.views is None or view in self.rules.views
 
     def identity_at(self, view: str | None, names: NameChoice | None = None) -> Identity:
-        """Return its identity at the endpoint of a view; equal identities are almost always the same object."""
+        """Return its identity at a view's endpoint; equal ones are almost always one object."""
         return self.identity if view is names is None else at_endpoint(self.identity, view, names)
 
     @contextmanager
     def track_stream(self, until: float) -> Generator[trio.CancelScope]:
-        """Track a stream served in this block; cancel it at the deadline or when the key is revoked."""
+        """Track a stream in this block; cancel it at the deadline or on revocation."""
         scope = trio.CancelScope(deadline=until)
         if self.ended:
             scope.cancel(reason="API key revoked")
@@ -87,7 +87,7 @@ class Principal:
             scope.cancel(reason="API key revoked")
 
     def most_sessions(self, most: int) -> int:
-        """Return how many of all sessions it may hold, so that one key cannot lock out the others."""
+        """Return how many of all sessions it may hold, so as not to starve others."""
         return self.rules.max_sessions or max(1, most // 2)
 
     def begin_call(self, *, again: bool = False) -> None:
@@ -118,7 +118,10 @@ class Principal:
 
 
 def scope_of(rules: Rules) -> Scope | None:
-    """Return the scope that the rules allow; None is everything. Rules for single tools exclude all resources."""
+    """Return the scope that the rules allow; None is everything.
+
+    Rules for single tools exclude all resources.
+    """
     if rules.servers == rules.tools == ALL:
         return None
     return Scope(servers=rules.servers, tools=rules.tools, prompts=rules.tools, resources=rules.tools == ALL)

@@ -1,4 +1,4 @@
-"""The gateway as an OAuth 2.1 resource server: its metadata, and the challenges that lead clients to them.
+"""The gateway as an OAuth 2.1 resource server: its metadata and challenges.
 
 RFC 9728, and 2026-07-28 basic/authorization, "Authorization Server Discovery". The `resource` is copied from the config
 verbatim: clients compare it character by character, so it must not be normalized.
@@ -18,7 +18,7 @@ WELL_KNOWN: Final = "/.well-known/oauth-protected-resource"
 
 
 def metadata_path(settings: ResourceServer) -> str:
-    """Return the path of the metadata (RFC 9728, 3.1): the well-known path, then that of the resource."""
+    """Return the path of the metadata (RFC 9728, 3.1): the well-known one, then the resource's."""
     return WELL_KNOWN + urlsplit(settings.resource).path.rstrip("/")
 
 
@@ -41,7 +41,10 @@ def metadata(settings: ResourceServer) -> bytes:
 
 
 def challenge(settings: ResourceServer, error: str = "") -> str:
-    """Return the `WWW-Authenticate` header (RFC 6750, 3; RFC 9728, 5.1): error, required scopes, metadata URL."""
+    """Return the `WWW-Authenticate` header: error, required scopes, metadata URL.
+
+    RFC 6750, 3; RFC 9728, 5.1.
+    """
     parts = [f'error="{error}"'] if error else []
     if settings.scopes:
         parts.append(f'scope="{" ".join(settings.scopes)}"')

@@ -39,7 +39,7 @@ class Subjects:
         self._principals: OrderedDict[str, Principal] = OrderedDict()
 
     async def identify(self, token: bytes, address: str | None = None) -> tuple[Principal, float] | Refusal:
-        """Return the token's principal and its expiry on the loop's clock, or the reason for refusing it."""
+        """Return the token's principal and expiry (loop time), or the refusal."""
         try:
             known = await self._tokens.check(token, address)
         except Invalid as exc:
@@ -75,7 +75,7 @@ class Subjects:
         return list(self._principals.values())
 
     def update_settings(self, settings: ResourceServer | None) -> bool:
-        """Apply settings that differ only in their rules; return False, without a change, for any others."""
+        """Apply settings that differ only in rules; return False, unchanged, for any others."""
         if settings is None or msgspec.structs.replace(settings, rules=self.settings.rules) != self.settings:
             return False
         self.settings = settings

@@ -28,7 +28,10 @@ log = logging.getLogger("gateway.access")
 
 
 class AccessObserver(Protocol):
-    """Follows changes of the access settings on behalf of open client state. Its methods must not block."""
+    """A follower of access changes, on behalf of open client state.
+
+    Its methods must not block.
+    """
 
     def apply_access(self) -> None:
         """Apply the settings after a change, or when the observer has just been attached."""
@@ -95,7 +98,7 @@ class Access:
         if subjects is None or b"authorization" not in headers or not 0 < len(credential) <= MAX_CREDENTIAL:
             return self._refuse(headers)
         found = await subjects.identify(credential, address)
-        if subjects is not self._subjects:  # the settings have changed meanwhile
+        if subjects is not self._subjects:  # the settings have changed
             return self._refuse(headers)
         return found
 
@@ -103,7 +106,7 @@ class Access:
         wrong = b"authorization" in headers or b"x-api-key" in headers
         text = "the API key is unknown" if wrong else "an API key is required"
         code = "invalid_token" if wrong else "missing_credentials"
-        error = "invalid_token" if wrong else ""  # RFC 6750, 3.1: no error where nothing was tried
+        error = "invalid_token" if wrong else ""  # RFC 6750, 3.1: no error without credentials
         if self.settings.oauth is not None:
             from gateway.access.resource import challenge
 
@@ -115,7 +118,7 @@ class Access:
     # For the router.
 
     def begin(self, caller: Caller, *, again: bool = False) -> Principal | None:
-        """Count a call of this caller; `again` marks the continuation of a call that is still counted.
+        """Count a call of this caller; `again` continues one that is still counted.
 
         Returns the principal on which to call `end_call`, or None for an anonymous caller.
 

@@ -88,7 +88,9 @@ class _RequestSlots:
 
     @asynccontextmanager
     async def slot(self, address: str | None) -> AsyncGenerator[None]:
-        """Wait for a slot and hold it in this block; an unknown address (a Unix socket) has no separate limit.
+        """Wait for a slot, held in this block.
+
+        An unknown address (a Unix socket) has no separate limit.
 
         Raises:
             Busy: too many requests are waiting.
@@ -153,7 +155,7 @@ class Tokens:
         self._audience = (settings.resource, settings.resource.rstrip("/"), *settings.audience)
         self._known: OrderedDict[bytes, Known] = OrderedDict()
         self._refused: OrderedDict[bytes, tuple[float, str]] = OrderedDict()
-        """The refused tokens, each with the end of its refusal and the reason."""
+        """The refused tokens, each with the expiry of the refusal and the reason."""
         self._inquiries: dict[bytes, _Inquiry] = {}
         self._slots = _RequestSlots()
 
