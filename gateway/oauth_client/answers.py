@@ -33,7 +33,7 @@ UNAUTHORIZED: Final = 401
 FORBIDDEN: Final = 403
 SUCCESS: Final = range(200, 300)
 REDIRECT: Final = range(300, 400)
-_TOKEN = re.compile(r"[\x21-\x7e]+")  # RFC 6749, A.12; anything else would break the header that carries it
+_TOKEN = re.compile(r"[\x21-\x7e]+")  # RFC 6749, A.12; anything else would break the header
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749, 3.3
 _PARAMETER = re.compile(r"""([A-Za-z0-9_.*-]+)\s*=\s*(?:"((?:\\.|[^"\\])*)"?|([^\s,"]+))""", re.ASCII)
 _BEARER = re.compile(r"(?:^|[\s,])bearer(?=\s|$)", re.ASCII | re.IGNORECASE)
@@ -62,7 +62,7 @@ def challenge_of(response: httpx2.Response) -> Challenge | None:
 
 
 class UnusableAnswer(Exception):
-    """The response is unusable; the text is a sentence that names the server and the member."""
+    """The response is unusable; the text names the server and the member."""
 
 
 def read_challenge(header: str) -> dict[str, str]:
@@ -118,7 +118,7 @@ def error_in(members: Members) -> str:
 
 
 def read_object(body: bytes, content_type: str, where: str) -> dict[str, object]:
-    """Return the JSON object of a response; also accept the form-encoded members of some token endpoints.
+    """Return a response's JSON object; also accept the form encoding of some servers.
 
     Raises:
         UnusableAnswer: it is not an object.

@@ -52,7 +52,7 @@ class OAuthHttp:
         """Send one request and read the response.
 
         Raises:
-            BackendUnavailable: the URL is forbidden, cannot be reached, or fails with a status of 500 and up.
+            BackendUnavailable: the URL is forbidden, cannot be reached, or fails with a status of 500 or above.
         """
         url = request.url
         await self.check(url)
@@ -109,7 +109,7 @@ class OAuthHttp:
 
 
 async def _is_private(url: httpx2.URL) -> bool:
-    """Return whether the host has a private address; False for an unknown host, which fails to connect."""
+    """Return whether the host has a private address; False for an unknown host."""
     try:
         with trio.fail_after(RESOLVE_WAIT):
             found = await trio.socket.getaddrinfo(url.host, url.port or 443, type=socket.SOCK_STREAM)

@@ -1,6 +1,6 @@
-"""Opening of the login page: through the client whose call needs it, or a browser on this machine.
+"""Opening the login page: through the client whose call needs it, or a local browser.
 
-`oauth.browser` selects the way (`gateway.config.oauth.OAuthSettings`). If neither works, the login fails with the
+`oauth.browser` selects one of them (`gateway.config.oauth.OAuthSettings`). If neither works, the login fails with the
 command to run. Nothing here waits for the result, which the `RedirectListener` receives.
 """
 
@@ -88,7 +88,7 @@ class LoginPrompt:
         return self._mode in {"auto", "elicit"}
 
     def _may_open(self, *, prompted: bool) -> bool:
-        """Return whether a page may be opened; without a waiting call, only once per gateway run."""
+        """Return whether a page may be opened; without a waiting call, once per run."""
         if self._mode not in {"auto", "open"} or not self._can_open():
             return False
         return self._opened_at is None or (prompted and trio.current_time() >= self._opened_at + OPEN_PAUSE)
@@ -125,7 +125,9 @@ def _askable(pending: PendingCall) -> bool:
 
 
 def elicit(backend: str, url: str, listener: RedirectListener, pending_calls: Sequence[PendingCall]) -> bool:
-    """Ask the first of these calls' clients to open the page, or the next one if that call ends without an answer.
+    """Ask the first of these calls' clients to open the page.
+
+    If that call ends without an answer, ask the next one.
 
     Returns False if no client can be asked. A client that declines ends the login.
     """

@@ -1,4 +1,4 @@
-"""OAuth for backends over HTTP: inactive until a server answers 401, then one login shared by all waiting calls.
+"""OAuth for backends over HTTP, from the first 401 on: one login for all calls.
 
 `BackendAuth` signs a backend's requests and, when one is refused, waits for another token. `Logins.open` opens a
 session with it: the backend remains starting until the login, however long that takes; each call in the meantime waits
@@ -86,8 +86,8 @@ class BackendAuth(httpx2.Auth):
 class Logins:
     """The authorizers of all backends, and the opener of their sessions.
 
-    `waiting` returns the calls that wait for a backend; `owed` is called when a backend waits for a login, with the
-    reason.
+    `waiting` returns the calls that wait for a backend; `owed` is called with the reason when a backend waits for a
+    login.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Logins:
             await trio.sleep_forever()
 
     def authorizer(self, config: ServerConfig) -> TokenManager:
-        """Return the backend's authorizer, which outlives sessions but not a change of the config. Needs `run`."""
+        """Return the backend's authorizer, which lasts until its config changes. Needs `run`."""
         known = self._authorizers.get(config.name)
         if known is None or known.config != config:
             known = TokenManager(config, TokenFiles(self._store, config), self._make_ways(config))
@@ -148,7 +148,7 @@ class Logins:
             way = await self._wait_for_login(authorizer, required)
 
     async def _wait_for_login(self, authorizer: TokenManager, challenge: Challenge) -> int:
-        """Wait for a login, as long as the backend is in use; return the token's source.
+        """Wait for a login while the backend is in use; return the token's source.
 
         Raises:
             BackendUnavailable: the server offers no login that could work.

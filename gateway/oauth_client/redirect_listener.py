@@ -94,7 +94,7 @@ class RedirectListener:
 
     @contextlib.asynccontextmanager
     async def hold_page(self) -> AsyncGenerator[str]:
-        """Wait for the result, at most for the result timeout; yield the page to send in this block."""
+        """Wait for the result, within the timeout; yield the page to send."""
         self._held += 1
         try:
             with trio.move_on_after(self._result_timeout):

@@ -416,7 +416,7 @@ async def refresh(config: ServerConfig, saved: Saved, *, keep: Keep) -> Saved | 
 
 
 async def _drive(config: ServerConfig, provider: _Flow, http: OAuthHttp, challenge: Challenge | None) -> None:
-    """Run the SDK's flow until it would retry its request or, without a challenge, first send it."""
+    """Run the SDK's flow until it would send or retry its own request."""
     request = httpx2.Request("POST", config.url or "", headers={"mcp-protocol-version": LATEST_LEGACY})
     flow = provider.async_auth_flow(request)
     try:

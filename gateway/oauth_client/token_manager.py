@@ -277,7 +277,7 @@ class _Registered(msgspec.Struct):
 
 
 async def _import_sdk() -> ModuleType:
-    """Import the SDK flow in a thread, since the half second would delay all other calls."""
+    """Import the SDK flow in a thread, since that half second would delay all calls."""
 
     def load() -> ModuleType:
         from gateway.oauth_client import sdk_flow

@@ -82,7 +82,7 @@ class TokenFiles:
         self._memory: Saved | None = None
 
     def load(self) -> Saved | None:
-        """Return the newest login of any issuer; None if there is none. An unreadable file counts as absent."""
+        """Return the newest login of any issuer, or None; ignore unreadable files."""
         if self._store is None:
             return self._memory
         newest = max(
