@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 MAX_AHEAD = 2**16
 """Unparsed bytes (pipelined requests, or a body that the app does not read) before reading pauses.
 
-One more read (64 KiB) can be added. While reading pauses a disconnect is not seen: the price of the bound.
+One more read (64 KiB) can be added. While reading pauses, a disconnect is not detected: the price of the bound.
 """
 
 LINGER = 2.0
-"""Seconds for which the rest of an unread request is read and dropped after the response.
+"""Seconds for which an unread request is read and dropped after the response.
 
-Closing with unread data sends RST, and a client that is still sending would lose the response (a 413 for instance).
+Closing with unread data sends RST, and a client that is still sending would lose the response (such as a 413).
 """
 
 SHORTEST_LOOK = 0.05
@@ -45,7 +45,7 @@ SHORTEST_LOOK = 0.05
 
 
 class Connection:
-    """One client's connection. `run` serves it to its end; `drain` asks it to end; cancelling `run` aborts it."""
+    """One client's connection: `run` serves it, `drain` ends it, cancelling aborts it."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Connection:
         self.service, self.config = service, service.config
         self.scheme, self.client, self.server = scheme, client, server
         self.keeps_alive = True
-        """False once the current exchange is to be the last one."""
+        """False if the current exchange is to be the last one."""
         self._wire = wire = make_wire(Share(service.unsent, lambda: self._shut(wire.abort)))
         self._limits = service.limits
         self._app, self._handle_nowait, self._on_request = app, handle_nowait, on_request
@@ -81,7 +81,7 @@ class Connection:
         self._window_end: float | None = None  # when the rate of a body is next checked
         self._window_bytes = 0
         self._body_since = 0.0
-        self._paused_at: float | None = None  # since when the app does not read the body
+        self._paused_at: float | None = None  # when the app stopped reading the body
         self._deaf = False  # the peer has broken the protocol: nothing more is parsed
         self._ending = False  # the reader is to end
         self._lingers = False  # ... and to drop further data
@@ -90,7 +90,10 @@ class Connection:
     # --- lifecycle
 
     async def run(self) -> None:
-        """Serve until a disconnect, a deadline, `drain` or a fault, and until all apps have returned."""
+        """Serve until the connection ends and all apps have returned.
+
+        It ends by a disconnect, a deadline, `drain` or a fault.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -110,7 +113,10 @@ class Connection:
             self._exchange = None
 
     def waits(self) -> tuple[Rank, float] | None:
-        """Return the state that the client must end, and its start; None while the connection is busy or ending."""
+        """Return the state that the client must end, and its start.
+
+        None while the connection is busy or ending.
+        """
         if self._ending or self._closed:
             return None
         exchange = self._exchange
@@ -130,7 +136,7 @@ class Connection:
             self._shut(self._wire.abort)
 
     def drain(self) -> None:
-        """End now if idle, else after the current response; a new connection may send its first request."""
+        """End now if idle, else after the response; a new connection may send a request."""
         self.keeps_alive = False
         if self._exchange is None and not self._deaf:
             if self._requests:
@@ -139,7 +145,7 @@ class Connection:
                 self._patience.deadline = min(self._patience.deadline, self._next_look())
 
     def _end(self, *, lingers: bool) -> None:
-        """Let the reader end the connection in an orderly way."""
+        """Have the reader end the connection in an orderly way."""
         self._ending, self._lingers = True, lingers
         self._patience.cancel(reason="the connection has served its last request")
 
@@ -187,7 +193,7 @@ class Connection:
                 await trio.sleep_forever()  # until `_wake`, `_end` or a deadline
             data = await self._wire.receive()
             if not data:
-                self._ending = True  # EOF is a disconnect, also after a complete request: see `httpd.server`
+                self._ending = True  # EOF is a disconnect, even after a complete request: see `httpd.server`
             elif not (self._deaf or self._ending):
                 if self._exchange is not None:
                     self._since = trio.current_time()
@@ -208,7 +214,10 @@ class Connection:
         self._wake()
 
     def _wake(self) -> None:
-        """Have the reader parse buffered data; another task would handle a request in the middle of its own step."""
+        """Have the reader parse buffered data.
+
+        Another task would handle a request in the middle of its own step.
+        """
         if self._parser.buffered:
             self._patience.cancel(reason="more can be parsed")
 
@@ -246,7 +255,7 @@ class Connection:
                     break
 
     def _begin(self, head: RequestHead) -> bool:
-        """Make the exchange of a request; return whether the request was complete and has been offered."""
+        """Make a request's exchange; return whether it was complete and has been offered."""
         self._head_since = self._window_end = self._paused_at = None
         self._requests += 1
         if self._requests == 1:
@@ -321,7 +330,7 @@ class Connection:
         self._nursery.start_soon(self._answer, status)
 
     async def _answer(self, status: int) -> None:
-        with contextlib.suppress(ClientGone):  # then no client is left to answer
+        with contextlib.suppress(ClientGone):  # then there is no client to answer
             await self.write(refusal(status, self.service.common_lines()))
         await trio.lowlevel.checkpoint()
         unread = self._exchange is not None and not self._exchange.complete
@@ -341,7 +350,7 @@ class Connection:
     # --- writing
 
     def finish_nowait(self, exchange: Exchange, pieces: list[bytes]) -> bool:
-        """Send the last message of an exchange without waiting, and have a task send the rest."""
+        """Send an exchange's last message without waiting; a task sends the rest."""
         try:
             for data in pieces:
                 self._wire.send_nowait(data)
@@ -363,11 +372,11 @@ class Connection:
             await self.service.note_end(exchange)
 
     async def write(self, *pieces: bytes) -> None:  # noqa: ASYNC910 - a reschedule costs 4 us a message
-        """Send a message, waiting for the peer at most `send_timeout` s at a time; messages never interleave.
+        """Send a message; wait for the peer at most `send_timeout` s at a time.
 
-        Raises ClientGone when the peer has disconnected or read nothing for that time (the connection is then aborted).
-        A cancelled partial write aborts the connection too: nothing sensible can follow half a message. Data that fits
-        into the kernel's buffer is sent without a checkpoint.
+        Messages never interleave. Raises ClientGone when the peer has disconnected or read nothing for that time (the
+        connection is then aborted). A cancelled partial write aborts the connection too: nothing sensible can follow
+        half a message. Data that fits into the kernel's buffer is sent without a checkpoint.
         """
         if self._sending.locked():
             await self._sending.acquire()

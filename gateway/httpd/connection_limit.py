@@ -1,9 +1,9 @@
-"""The limit of open connections: which of them are closed for new ones, and how long each state may last.
+"""The limit of open connections, and of the time that each state may last.
 
 Up to `Limits.connections` have a slot. Above that, connections that wait for their client are closed: first those
 without a request (silent, in a TLS handshake, in the middle of a head), then idle ones, then slow uploads. If all are
-busy, a new connection is accepted into a small reserve: a probe is answered from there immediately, every other request
-waits for a slot, and is refused with 503 when it has waited too long or a newer connection needs its place there.
+busy, a new connection is accepted into a small reserve: a probe is answered from there immediately; every other request
+waits for a slot, and is refused with 503 when it has waited too long or a newer connection needs its place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH: Final = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of an HTTP server's clients in number and in time (seconds); each state has a deadline."""
+    """Limits of an HTTP server's clients, in number and in seconds for each state."""
 
     connections: int = 5_000
     """Connections with a slot."""
@@ -44,11 +44,11 @@ class Limits:
     head: float = 15.0
     """From the start of a connection to the end of its first head; from the first byte of a later head to its end."""
     window: float = 30.0
-    """A body that has not arrived by then must bring `rate` bytes a second from then on, in each such window."""
+    """A body that has not arrived by then must deliver `rate` bytes a second from then on, in each such window."""
     rate: int = 256
-    """The minimum rate of a body in bytes a second, without its framing; also of a client that reads."""
+    """The minimum rate of a body in bytes a second, without its framing; also for a client that reads."""
     send: float = 10.0
-    """The longest time in which a client reads nothing of a response."""
+    """The longest time for which a client may read nothing of a response."""
 
 
 class Rank(IntEnum):
@@ -114,7 +114,7 @@ class ConnectionLimit:
             oldest = next(iter(silent))
             if len(silent) > limits.per_address and trio.current_time() - oldest.opened >= limits.settle:
                 self._end(oldest)
-        await trio.lowlevel.cancel_shielded_checkpoint()  # a connection that has its place is served, also at the end
+        await trio.lowlevel.cancel_shielded_checkpoint()  # an admitted connection is served, even at the end
         return slot
 
     def note_request(self, slot: Slot) -> None:
@@ -144,7 +144,7 @@ class ConnectionLimit:
         self._freed.set()  # in the reserve
 
     async def wait_for_place(self, slot: Slot) -> bool:
-        """Wait until a connection of the reserve has a slot; return False if it gets none in time."""
+        """Wait for a slot for a connection of the reserve; return whether it got one."""
         self._waiting[slot] = None
         try:
             with trio.move_on_after(self._limits.place):

@@ -1,4 +1,4 @@
-"""One HTTP request and its response from the app's side: `scope`, `receive` and `send` of ASGI, or without a task.
+"""One HTTP request and its response as the app sees them: ASGI, or taskless.
 
 Invariant: the response head leaves together with the first body message (an empty one with `more_body` flushes it),
 a message is one write, and nothing empty is sent. The request body waits in a queue of `max_app_queue_size` chunks;
@@ -16,9 +16,9 @@ any task of the same loop, with one of:
   app's task.
 - `start(app)`: an ASGI app, run in a task of the connection, for what may wait (a stream, for instance).
 
-Until then `on_disconnect` is called once if the client hangs up or the connection ends; it must not wait either, nor
-answer. The connection keeps reading meanwhile, but calls `handle_nowait` for the next request only when this response
-is out. What `handle_nowait` raises is logged and answered with 500.
+Until then `on_disconnect` is called once if the client hangs up or the connection ends; it must neither wait nor
+answer. The connection keeps reading meanwhile, but calls `handle_nowait` for the next request only once this response
+has been sent. An exception from `handle_nowait` is logged and answered with 500.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 class ClientGone(ConnectionError):
     """The client disconnected or stopped reading for too long; nothing more can be sent.
 
-    ASGI asks for an OSError here, so that an app that streams without listening for `http.disconnect` ends too.
+    ASGI requires an OSError here, so that an app that streams without listening for `http.disconnect` ends too.
     """
 
 
@@ -90,7 +90,7 @@ class ResponseState(Enum):
     HELD = 2
     """The app has given the head, which waits for the first body message."""
     STREAMING = 3
-    """The head is on the wire (or about to be): an error response is no longer possible."""
+    """The head has been sent (or is about to be): an error response is no longer possible."""
     DONE = 4
 
 
@@ -110,7 +110,7 @@ def header_line(name: bytes, value: bytes) -> tuple[bytes, bytes, bytes]:
 
 @lru_cache(KNOWN_HEADERS)
 def split_target(target: bytes) -> tuple[str, bytes, bytes, bytes | None]:
-    """Return path, raw path and query of a request target, and the authority of one in absolute form."""
+    """Return a request target's path, raw path, query and, in absolute form, authority."""
     path, _, query = target.partition(b"?")
     absolute = ABSOLUTE.match(path)
     if absolute is not None:
@@ -120,7 +120,9 @@ def split_target(target: bytes) -> tuple[str, bytes, bytes, bytes | None]:
 
 @lru_cache(KNOWN_HEADERS)
 def whole_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes | None:
-    """Return the head of a whole response up to its length; None if it depends on more than status and headers.
+    """Return a whole response's head up to its length.
+
+    None if it depends on more than status and headers.
 
     Raises:
         ValueError: a header is not legal.
@@ -134,7 +136,7 @@ def whole_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes |
 
 
 class Service:
-    """Shared by all connections of a server: config, limits, unsent bytes, common header lines, access log."""
+    """What all connections of a server share: config, limits, unsent bytes, logs."""
 
     def __init__(self, config: Config, limits: Limits, unsent: Budget) -> None:
         self.config, self.limits, self.unsent = config, limits, unsent
@@ -160,7 +162,7 @@ class Service:
 
 
 class ExchangeOwner(Protocol):
-    """The connection of an exchange, as far as the exchange needs it."""
+    """The services that an exchange needs of its connection."""
 
     config: Config
     service: Service
@@ -191,7 +193,7 @@ class ExchangeOwner(Protocol):
 
 
 class Exchange:
-    """One request on its way to the app, and the response on its way back."""
+    """One request to the app, and its response."""
 
     def __init__(self, connection: ExchangeOwner, head: RequestHead) -> None:
         self._connection = connection
@@ -200,7 +202,7 @@ class Exchange:
         split = split_target if len(head.target) <= MAX_KNOWN_TARGET else split_target.__wrapped__
         path, raw_path, query, authority = split(head.target)
         headers = list(head.headers)  # an app may change it, and the parser keeps the head
-        if authority is not None:  # it counts, and not the Host header (RFC 9112, 3.2.2)
+        if authority is not None:  # takes precedence over the Host header (RFC 9112, 3.2.2)
             headers = [item for item in headers if item[0] != b"host"]
             headers.append((b"host", authority))
         self.scope: dict[str, Any] = {
@@ -286,7 +288,7 @@ class Exchange:
             news.set()
 
     async def receive(self) -> dict[str, Any]:
-        """Receive as in ASGI: the body, then a wait for `http.disconnect`. A cancelled call loses nothing."""
+        """Receive as in ASGI: the body, then `http.disconnect`. Cancelling loses nothing."""
         while True:
             if self._chunks:
                 data = self._chunks.popleft()
@@ -407,8 +409,8 @@ class Exchange:
         return self._left is None and not self._chunked and not self._no_body
 
     def _render(self, body: bytes, more: bool) -> list[bytes]:
-        """Return the next message, with the head if it is the first; advance the response as if it were sent."""
-        parts = self._framed(body, more)  # first, since it may refuse: then nothing of this response is on the wire
+        """Return the next message, the first with the head; advance the response."""
+        parts = self._framed(body, more)  # first, since it may refuse: then nothing of this response has been sent
         if self.state is ResponseState.HELD:
             if not more and not self.complete:
                 self.close_after = True  # the rest of the request is not awaited

@@ -1,7 +1,7 @@
 """HTTP/2 connections: stock Hypercorn with deadlines for the client's unfinished frames, and bounded sends.
 
-Hypercorn passes on events of `h2`, in which a client that sends a frame byte by byte does not show. `FrameWatch` reads
-the frame headers (RFC 9113, 4.1) beside it and knows which frame is incomplete and since when.
+Hypercorn passes on events of `h2`, which do not reveal a client that sends a frame byte by byte. `FrameWatch` reads the
+frame headers (RFC 9113, 4.1) as well, and so knows which frame is incomplete and since when.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ if TYPE_CHECKING:
     from gateway.httpd.exchange import App, Message, Receive, Send
 
 MAX_UNSENT: Final = 2**24
-"""Bytes of responses that may wait for one client, a result of the largest default size; then its requests wait too.
+"""Bytes of responses that may wait for one client: a result of the largest default size. Above it, its requests wait
+too.
 
 The connection is read all the same, since a window update may be waiting. A stream whose client reads nothing for
 `Limits.send` s is reset.
 """
 TLS_RECORDS: Final = 2**16
-"""A TLS stream does not report how much the peer has read, so it is fed in slices of this size, each with a
+"""A TLS stream does not report how much the peer has read, so it is written in slices of this size, each with a
 deadline."""
 PREFACE_BYTES: Final = 24
 FRAME_HEADER_BYTES: Final = 9
@@ -131,7 +132,7 @@ class FrameWatch:
 
     @property
     def head_since(self) -> float | None:
-        """Since when the client owes a head, or the rest of a frame outside of bodies."""
+        """Since when a head, or the rest of a non-body frame, has been due."""
         if not self.requests:
             return self.opened
         in_body = self._type == DATA and self._skip and self._stream in self.bodies
@@ -167,7 +168,7 @@ class FrameWatch:
 
 
 class _Ended:
-    """Replaces a stream that has been answered, while its client still sends: its data is dropped."""
+    """A stand-in for an answered stream whose client still sends: drops its data."""
 
     idle = True
 
@@ -183,10 +184,10 @@ class _Streams(UserDict[int, Any]):
 
 
 class _Buffer(StreamBuffer):
-    """Unsent data of one stream. Hypercorn's own wakes the app even if the client has read nothing."""
+    """Unsent data of one stream; Hypercorn's wakes the app even without progress."""
 
     async def pop(self, max_length: int) -> bytes:
-        """Return up to this many bytes; none, and the app still waits, if the client's window is used up."""
+        """Return up to this many bytes; none, without waking the app, without a window."""
         if max_length <= 0 and self.buffer:
             await trio.lowlevel.checkpoint()
             return b""
@@ -212,7 +213,7 @@ def _slices(message: Message) -> Iterator[Message]:
 
 
 def _is_servable(head: Mapping[bytes, bytes]) -> bool:
-    """Return whether a request has a method and a path of ASCII, and asks for no tunnel (RFC 9113, 8.5)."""
+    """Return whether a request has an ASCII method and path, and is not CONNECT."""
     method, path = head[b":method"], head.get(b":path", b"")
     return method.isascii() and method != b"CONNECT" and path.isascii() and bool(path)
 
@@ -230,7 +231,10 @@ class BoundedTCPServer(TCPServer):
         on_request: Callable[[], None],
         unsent: Share,
     ) -> None:
-        """Make a connection; `on_request` is called after the first head, `unsent` counts the apps' unsent bytes."""
+        """Make a connection; `on_request` is called after the first head.
+
+        `unsent` counts the apps' unsent bytes.
+        """
         super().__init__(ASGIWrapper(cast("Any", self._run_app)), config, context, ConnectionState({}), stream)
         self._bounded_app = app
         self._on_request = on_request
@@ -246,7 +250,7 @@ class BoundedTCPServer(TCPServer):
         return cast("H2Protocol", self.protocol.protocol)  # chosen by ALPN
 
     def waits(self) -> tuple[Rank, float] | None:
-        """Return the state that the client must end, and its start; None while the connection is busy."""
+        """Return the state that the client must end, and its start; None while busy."""
         watch = self._watch
         streams = self._h2.streams if watch.requests else {}  # Hypercorn makes it only in `run`
         if not streams:
@@ -257,7 +261,7 @@ class BoundedTCPServer(TCPServer):
         return (Rank.SLOW, latest) if latest + self._limits.window <= trio.current_time() else None
 
     async def _read_data(self) -> None:
-        """Pass on received data; end a stream, or the connection, whose data does not arrive in time."""
+        """Pass on received data; end a stream, or the connection, that is overdue."""
         self._h2.streams = cast("Any", _Streams())
         self._h2.stream_buffers = cast("Any", _Buffers())
         read = self._h2.connection.receive_data
@@ -296,10 +300,10 @@ class BoundedTCPServer(TCPServer):
         self.stream.transport_stream.socket.close()
 
     def _read_events(self, read: Callable[[bytes], list[h2.events.Event]], data: bytes) -> list[h2.events.Event]:
-        """Return the events of `h2` without those that Hypercorn fails on, which must not end the other streams.
+        """Return the events of `h2` without those that make Hypercorn fail.
 
-        A request that cannot be passed to the app is reset; tunnels are not served. Priorities are advice that fails
-        when there is too much of it (and deprecated: RFC 9113, 5.3.2).
+        Such an event must not end the other streams. A request that cannot be passed to the app is reset; tunnels are
+        not served. Priorities are advice that fails when there is too much of it (and deprecated: RFC 9113, 5.3.2).
         """
         events: list[h2.events.Event] = []
         for event in read(data):
@@ -318,12 +322,12 @@ class BoundedTCPServer(TCPServer):
             h2.connection.reset_stream(stream, ErrorCodes.CANCEL)
         await h2.stream_send(StreamClosed(stream_id=stream))
         with suppress(MissingStreamError):
-            h2.priority.unblock(stream)  # the sending task finds that it has ended, and drops the rest
+            h2.priority.unblock(stream)  # the sending task finds it ended, and drops the rest
         await h2.has_data.set()
         await self.protocol_send(RawData(h2.connection.data_to_send()))
 
     async def _run_app(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Run the app with a `send` that raises ClientGone when the client reads nothing of its stream for too long."""
+        """Run the app with a `send` that raises ClientGone if the client stops reading."""
 
         async def bounded_send(message: Message) -> None:
             size = len(message.get("body", b""))
@@ -350,7 +354,7 @@ class BoundedTCPServer(TCPServer):
             await self._bounded_app(scope, receive, bounded_send)
 
     async def protocol_send(self, event: Event) -> None:
-        """Send within `Limits.send` s a slice, or close; Hypercorn handles everything but data."""
+        """Send a slice within `Limits.send` s, or close; Hypercorn handles everything but data."""
         if not isinstance(event, RawData):
             if isinstance(event, Updated):
                 self._idle_since = trio.current_time()

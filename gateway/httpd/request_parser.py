@@ -1,8 +1,8 @@
-"""HTTP/1.1 requests from bytes, without I/O (RFC 9112): llhttp judges the syntax, this module bounds and frames.
+"""HTTP/1.1 requests from bytes, without I/O (RFC 9112), bounded and framed around llhttp.
 
-`receive` adds bytes. `next_event` returns a `RequestHead`, then the pieces of its body, then `END_OF_MESSAGE`; None
-if it needs more bytes. `take_body` returns a body that arrived with its head. A request that breaks the protocol raises
-`ProtocolError`; nothing follows it.
+llhttp judges the syntax. `receive` adds bytes. `next_event` returns a `RequestHead`, then the pieces of its body, then
+`END_OF_MESSAGE`; None if it needs more bytes. `take_body` returns a body that arrived with its head. A request that
+breaks the protocol raises `ProtocolError`; nothing follows it.
 
 llhttp can neither pause nor stop at the end of a request, so it is given one head at a time, and of a chunked body no
 more than up to the next empty line: a request ends where such a part ends. A body of known length is counted here. Data
@@ -49,7 +49,7 @@ class RequestParser:
     """The requests of one connection, one after another."""
 
     def __init__(self, max_head: int) -> None:
-        """Refuse a head of more than `max_head` bytes, and as much framing in a chunked body."""
+        """Refuse more than `max_head` bytes of head, or of framing in a body."""
         self._max_head = max_head
         self._buffer = bytearray()
         self._searched = 0
@@ -92,7 +92,7 @@ class RequestParser:
         return END_OF_MESSAGE
 
     def take_body(self) -> bytes | None:
-        """Return the body after its head if it is complete, and end the request; otherwise None."""
+        """Return a complete body after its head, and end the request; else None."""
         if self._chunks is not None or len(self._buffer) < self._left:
             return None
         body = bytes(memoryview(self._buffer)[: self._left])
@@ -122,7 +122,7 @@ class RequestParser:
             self._llhttp = httptools.HttpRequestParser(self)
             try:
                 self._llhttp.feed_data(data)
-            except httptools.HttpParserUpgrade:  # is not granted: an ordinary request
+            except httptools.HttpParserUpgrade:  # not granted: an ordinary request
                 pass
             except httptools.HttpParserError as error:
                 refusal = error.__context__

@@ -1,4 +1,4 @@
-"""Serve an ASGI app with Hypercorn on trio, with the HTTP/1.1 side of it replaced where stock Hypercorn falls short.
+"""Serve an ASGI app with Hypercorn on trio, with its HTTP/1.1 side replaced.
 
 `serve_http` replaces `hypercorn.trio.run.worker_serve`. It is an equivalent built from Hypercorn's public parts
 (config, sockets, TLS, logging, its HTTP/2), not a patch: other users of Hypercorn in the process are not affected. Its
@@ -134,7 +134,7 @@ class _Server:
         self._stock_context = WorkerContext(None)
 
     async def drain(self) -> None:
-        """End idle connections, and let the others end with their response."""
+        """End idle connections now, and the others with their response."""
         await self._stock_context.terminated.set()
         for connection in tuple(self._connections):
             connection.drain()
@@ -178,7 +178,7 @@ class _Server:
         try:
             with trio.fail_after(self._limits.handshake):
                 await stream.do_handshake()
-        except (trio.BrokenResourceError, trio.TooSlowError):  # no TLS, or not ours
+        except (trio.BrokenResourceError, trio.TooSlowError):  # no TLS, or an incompatible one
             await trio.lowlevel.checkpoint()
             return
         if stream.selected_alpn_protocol() != "h2":
@@ -234,7 +234,7 @@ class _Server:
         if slot.placed:
             await self._app(scope, receive, send)
         elif scope["path"] in self._limits.probes:
-            await self._app(scope, receive, send_last)  # and then the reserve is free again
+            await self._app(scope, receive, send_last)  # which frees the place in the reserve
         elif await self._places.wait_for_place(slot):
             await self._app(scope, receive, send)
         else:
@@ -243,7 +243,7 @@ class _Server:
 
 
 def _address_of(stream: trio.SocketStream | TLSStream) -> str | None:
-    """Return the address that a limit applies to; None on this machine, where many programs share one."""
+    """Return the address that a limit applies to; None for this machine's shared one."""
     socket = (stream if isinstance(stream, trio.SocketStream) else stream.transport_stream).socket
     if socket.family not in {trio.socket.AF_INET, trio.socket.AF_INET6}:
         return None

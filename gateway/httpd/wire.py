@@ -1,4 +1,4 @@
-"""The byte end of one HTTP/1.1 connection: a plain or a TLS socket with bounded sends.
+"""The byte stream of one HTTP/1.1 connection: a plain or TLS socket, with bounded sends.
 
 Invariant: no call here waits for the peer without a deadline except `receive`, and every waiter is woken when the
 wire is closed from another task. `close` and `abort` are synchronous, so that a task that is itself cancelled can
@@ -30,14 +30,16 @@ MAX_ENCRYPTED = 2**16
 """Bytes that are encrypted at a time: OpenSSL's buffer keeps the largest size that it ever had."""
 
 LEAST_RATE = 256
-"""Bytes a second that a peer must read of a message on average: reading a byte now and then would hold it otherwise."""
+"""Average bytes a second that a peer must read of a message: otherwise one byte now and then would hold it."""
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER on, zero seconds: `close` drops unsent data and sends RST instead of FIN."""
 
 
 class Wire:
-    """A TCP or Unix socket taken over from trio's listener; every method may be called on a closed wire.
+    """A TCP or Unix socket from trio's listener.
+
+    Every method may be called on a closed wire.
 
     Unsent bytes are counted in `share`, which may close the wire while it is added to.
     """
@@ -56,7 +58,7 @@ class Wire:
         self._share = share
 
     async def receive(self) -> bytes:
-        """Return the next bytes; empty for EOF, for a reset and for a wire closed on this side."""
+        """Return the next bytes; empty for EOF, a reset, or a wire closed here."""
         try:
             while (fd := self._socket.fileno()) != -1:
                 await trio.lowlevel.wait_readable(fd)
@@ -75,7 +77,7 @@ class Wire:
         return self._share.size
 
     def send_nowait(self, data: bytes) -> None:
-        """Send without waiting, and keep the rest for `flush`. Raises OSError when the peer is gone."""
+        """Send without waiting; keep the rest for `flush`. Raises OSError without a peer."""
         if not self._unsent:
             sent = 0
             with contextlib.suppress(BlockingIOError):
@@ -121,7 +123,7 @@ class Wire:
             self._share.release()
 
     def abort(self) -> None:
-        """Close immediately and drop unsent data, so that the peer sees a break and not an end."""
+        """Close immediately and drop unsent data: the peer sees a break, not an end."""
         if self._socket.fileno() != -1:
             with contextlib.suppress(OSError):  # some systems refuse once the peer has reset the connection
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
