@@ -1,9 +1,9 @@
-"""A bound for the bytes that many holders together keep in memory.
+"""A bound for the bytes that many holders keep in memory together.
 
 The runtime owns one `Budget` for all bytes waiting for clients. Every connection, of whatever transport, counts its own
-in a `Share`. When the sum exceeds the bound, the connections with the most bytes are closed until the others are within
-it, and the router refuses new calls until those bytes are released. Refusing alone would let a few clients that do not
-read block all others.
+in a `Share`. When the sum exceeds the bound, the connections with the most bytes are closed until the others fit, and
+the router refuses new calls until those bytes are released. Refusing alone would let a few clients that do not read
+block all others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("gateway.budget")
 
 
 class Budget:
-    """Bytes that all holders together may keep: `used` of them at present, `most` at all times."""
+    """Bytes that all holders may keep together: now `used`, at most `most`."""
 
     __slots__ = ("_shares", "is_exceeded", "most", "used")
 
@@ -32,10 +32,10 @@ class Budget:
         self.used = 0
         self.is_exceeded = False
         """Whether shares exceed the bound: those closed for it have not released their bytes yet."""
-        self._shares: dict[Share, None] = {}  # those with any bytes, in the order in which they got them
+        self._shares: dict[Share, None] = {}  # those with any bytes, in the order of their first
 
     def note(self, share: Share, change: int) -> None:
-        """Count a change of a share; close the largest ones if the sum exceeds the bound."""
+        """Count a share's change; close the largest ones if the sum exceeds the bound."""
         self.used += change
         if share.size:
             self._shares[share] = None
@@ -45,7 +45,7 @@ class Budget:
         if change <= 0 or not self.is_exceeded:
             return
         shares = [share for share in reversed(self._shares) if not share.is_closed]
-        shares.sort(key=attrgetter("size"))  # of two of the same size, close the one that has waited longer
+        shares.sort(key=attrgetter("size"))  # of equal ones, close the one that has waited longer
         kept = sum(share.size for share in shares)
         while kept > self.most:
             largest = shares.pop()

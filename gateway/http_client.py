@@ -59,7 +59,7 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZLIB_HEADER: Final = 2
 
 MAX_RETRY_AFTER: Final = 1e9
-"""Upper bound in seconds; longer times are not meant seriously."""
+"""Upper bound in seconds; longer times are certainly mistakes."""
 _PROXY_LOGIN: Final = 407
 _BUSY: Final = frozenset({429, 503})
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", re.ASCII)
@@ -131,7 +131,7 @@ class HttpClient:
         url: httpx2.URL | None = None,
         pending: PendingCall | None = None,
     ) -> AsyncGenerator[httpx2.Response]:
-        """Send a request (to `url`, else to the backend's own), and close the response when the block ends.
+        """Send a request (to `url` or the backend's own); close the response after the block.
 
         `pending` is the call that it carries: `auth` may ask that call's client to log in.
 
@@ -203,7 +203,7 @@ def same_origin(one: httpx2.URL, other: httpx2.URL) -> bool:
 
 @asynccontextmanager
 async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None) -> AsyncGenerator[HttpClient]:
-    """Open a backend's client; on leaving, all its connections are closed. `auth` signs every request."""
+    """Open a backend's client; close all its connections on leaving. `auth` signs requests."""
     most = config.max_concurrency + SPARE_CONNECTIONS
     limits = httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEP_ALIVE)
     try:
@@ -230,7 +230,7 @@ async def open_http_client(config: ServerConfig, auth: httpx2.Auth | None = None
 
 
 class _Translated:
-    """Translates the library's errors; a class, since a generator would double the cost for each call."""
+    """Translates the library's errors; a class, since generators double a call's cost."""
 
     __slots__ = ("_backend", "_proxy")
 
@@ -247,7 +247,7 @@ class _Translated:
 
 
 def explain(backend: str, problem: Exception, proxy: str = "") -> BackendError:
-    """Return the gateway error for a library error; `proxy` is the environment variable of the proxy in use."""
+    """Return the gateway error for a library error; `proxy` is the proxy's variable."""
     text = _brief(problem)
     match problem:
         case httpx2.ConnectTimeout():
@@ -266,7 +266,7 @@ def explain(backend: str, problem: Exception, proxy: str = "") -> BackendError:
 
 
 def _brief(problem: BaseException) -> str:
-    """Return the error's text, or its cause's if it has none, as with wrapped TLS errors."""
+    """Return the error's text, or its cause's if empty, as in wrapped TLS errors."""
     seen: BaseException | None = problem
     while seen is not None:
         if text := str(seen).strip():
@@ -352,7 +352,7 @@ class BodyDecoder:
 
 
 async def read_pieces(response: httpx2.Response, take: Callable[[bytes], None]) -> bool:
-    """Call `take` with each decoded piece of the body; return whether the encoded data was complete.
+    """Pass the body's decoded pieces to `take`; return whether the data was complete.
 
     `take` may raise BodyTooLong to stop reading.
 
@@ -422,6 +422,6 @@ def retry_after(response: httpx2.Response) -> float | None:
 
 
 async def skip_body(response: httpx2.Response) -> None:
-    """Discard a body so that its connection can be reused; a long body closes the connection instead."""
+    """Discard a body, so that its connection can be reused; close after a long one."""
     with suppress(BodyTooLong, Undecodable):
         await read_body(response, MAX_ERROR_BYTES)

@@ -1,13 +1,13 @@
 r"""JSON-RPC 2.0 envelopes: the only part of a message that every package may read.
 
 `params`, `result` and `error` stay `msgspec.Raw`, byte for byte as they came. Invariant: bytes that leave this module
-are UTF-8 and hold no CR or LF, so they can be framed as a JSON line or as an SSE `data:` line without another look.
-Pure: no I/O, no state.
+are UTF-8 and contain no CR or LF, so they can be framed as a JSON line or as an SSE `data:` line unchecked. Pure: no
+I/O, no state.
 
-Two things that JSON's grammar and most parsers allow, and msgspec refuses, are read in the path of its failure, so that
-other messages do not pay: a byte order mark before a text (RFC 8259, 8.1), and the escape of half a surrogate pair
-(`"\ud83d"`, RFC 8259, 8.2), which JavaScript writes for text cut inside an emoji. Raw spans keep such an escape as it
-came; in a `str` it is a lone surrogate, as in Python's own json, and `encode` writes it as an escape again.
+JSON's grammar and most parsers allow two things that msgspec refuses; they are read only after it has failed, so that
+other messages do not pay: a byte order mark before a text (RFC 8259, 8.1), and the escape of a lone surrogate
+(`"\ud83d"`, RFC 8259, 8.2), which JavaScript writes for text cut inside an emoji. Raw spans keep such an escape
+unchanged; in a `str` it is a lone surrogate, as in Python's own json, and `encode` writes it as an escape again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_EXACT: Final = 2**53
 """Integers beyond this are not exact as floats."""
 LF: Final = 0x0A
 CR: Final = 0x0D
-"""As numbers: looking for a byte in bytes then takes a tenth of the time."""
+"""As numbers: looking for a byte in bytes takes a tenth of the time that way."""
 EDGE_BYTES: Final = 65_536
 """Bytes of each end of an undecodable message that are searched for its id."""
 
@@ -67,7 +67,7 @@ class Message(msgspec.Struct, gc=False):
 
 
 class _OddMessage(msgspec.Struct, gc=False):
-    """`Message` as written by peers without integers, or by peers that write every member they know."""
+    """`Message` from peers without integers, or that write every member they know."""
 
     id: float | str | msgspec.UnsetType | None = msgspec.UNSET
     method: str | msgspec.UnsetType | None = msgspec.UNSET
@@ -90,7 +90,7 @@ class ErrorBody(msgspec.Struct, gc=False):
 
 
 class _Key:
-    """A key of an object. Keys are compared by identity, so that a dict keeps members whose keys are equal."""
+    """A key of an object, compared by identity so that a dict keeps duplicates."""
 
     __slots__ = ("text",)
 
@@ -105,7 +105,7 @@ class _Key:
 
 
 class Names:
-    """Members that a decision depends on, and everything else that a peer may read as one of them."""
+    """Members that a decision depends on, with the spellings that peers may accept."""
 
     __slots__ = ("_exact", "_folded")
 
@@ -114,7 +114,9 @@ class Names:
         self._folded = frozenset(map(fold, names))
 
     def second_spelling(self, span: msgspec.Raw | bytes) -> str | None:
-        """Return the first key of an object that appears twice, or is one of these names in another case; else None.
+        """Return the first key that is duplicate, or one of these names in another case.
+
+        None without one.
 
         Parsers disagree about both: of two equal members some use the first and some the last, and Go's encoding/json
         reads `NAME` as `name`. Other values have no keys. Lone surrogates in keys count as equal.
@@ -146,7 +148,7 @@ def fold(key: str) -> str:
 
 
 class Malformed(ValueError):
-    """Bytes that are not a JSON-RPC message. `id` is the request's id if it could still be found, else None."""
+    """Bytes that are not a JSON-RPC message. `id` is the request's, if it was found."""
 
     def __init__(self, code: int, reason: str, request_id: Id | None) -> None:
         super().__init__(reason)
@@ -256,7 +258,10 @@ def decode(data: bytes) -> Message:
 
 
 def _decode_odd(data: bytes) -> Message:
-    """Decode a message with a byte order mark, half a surrogate, an id like 2.0 or a null method. Raises Malformed."""
+    """Decode a message that deviates in a tolerated way. Raises Malformed.
+
+    It may have a byte order mark, a lone surrogate, an id like 2.0 or a null method.
+    """
     try:
         data.decode()
         return read(_messages, data)
@@ -278,7 +283,7 @@ def _decode_odd(data: bytes) -> Message:
 
 
 def recover_id(data: bytes) -> Id | None:
-    """Find the id of a message that cannot be decoded, from its two ends; return None if it is not there."""
+    """Find an undecodable message's id in its two ends; return None without one."""
     for match in (_ID_AT_START.search(data[:EDGE_BYTES]), _ID_AT_END.search(data[-EDGE_BYTES:])):
         if match is not None:
             try:
@@ -342,7 +347,10 @@ def decode_string(raw: msgspec.Raw | bytes) -> str:
 
 
 def decode_id(raw: msgspec.Raw | bytes) -> Id:
-    """Decode an id or a progress token (2.0 is the integer 2). Raises ValueError for anything but string or integer."""
+    """Decode an id or a progress token (2.0 is the integer 2).
+
+    Raises ValueError for anything but a string or an integer.
+    """
     try:
         return read(_ids, raw)
     except UNDECODABLE as exc:
@@ -364,7 +372,7 @@ def decode_error(raw: msgspec.Raw) -> ErrorBody:
 
 
 def decode_any(raw: msgspec.Raw | bytes) -> Any:
-    """Decode a value wholly; only for small values that the gateway itself must understand."""
+    """Decode a value completely; only for small values that the gateway itself must understand."""
     return read(_anything, raw)
 
 
@@ -374,7 +382,7 @@ def raw(value: object) -> msgspec.Raw:
 
 
 def one_line(span: msgspec.Raw | bytes) -> bytes:
-    """Return the same JSON without CR and LF, which only white space between tokens can hold.
+    """Return the same JSON without CR and LF, which occur only between tokens.
 
     msgspec refuses them inside strings, so removing the white space never changes a value.
     """
@@ -382,7 +390,7 @@ def one_line(span: msgspec.Raw | bytes) -> bytes:
     if LF in data or CR in data:
         try:
             return msgspec.json.format(data, indent=-1)
-        except (RecursionError, msgspec.DecodeError):  # deeper in the stack than the decoder was; a lone surrogate
+        except (RecursionError, msgspec.DecodeError):  # deeper in the stack than the decoder was, or a lone surrogate
             return data.translate(None, b"\r\n")
     return data
 
@@ -393,20 +401,23 @@ def request(request_id: Id, method: str, params: dict[str, object] | msgspec.Raw
 
 
 def notification(method: str, params: bytes | None = None) -> bytes:
-    """Encode a notification; `params` is an encoded object or None for a message without the member."""
+    """Encode a notification; `params` is an encoded object, or None to omit it."""
     if params is None:
         return b'{"jsonrpc":"2.0","method":%b}' % encode(method)
     return b'{"jsonrpc":"2.0","method":%b,"params":%b}' % (encode(method), one_line(params))
 
 
 def response(request_id: Id, result: bytes) -> bytes:
-    """Encode a result response; `result` is an encoded value and is spliced in unchanged."""
+    """Encode a result response; `result` is an encoded value, inserted unchanged."""
     encoded_id = b"%d" % request_id if isinstance(request_id, int) else encode(request_id)
     return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encoded_id, one_line(result))
 
 
 def error_response(request_id: Id | None, code: int, message: str, data: bytes | None = None) -> bytes:
-    """Encode an error response; `data` is an encoded value. An unknown id is null, as JSON-RPC 2.0 section 5 says."""
+    """Encode an error response; `data` is an encoded value.
+
+    An unknown id becomes null (JSON-RPC 2.0, section 5).
+    """
     encoded_id = b"null" if request_id is None else encode(request_id)
     tail = b"" if data is None else b',"data":' + one_line(data)
     return b'{"jsonrpc":"2.0","id":%b,"error":{"code":%d,"message":%b%b}}' % (

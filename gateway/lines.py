@@ -1,7 +1,7 @@
-"""JSON lines over byte streams: the framing of the stdio transport, for the frontend and for backends.
+"""JSON lines over byte streams: the framing of stdio, for frontend and backends.
 
-`LineSplitter` cuts bytes into lines without I/O and with a cap; `BufferedWriter` is a buffer in front of a stream,
-written by one task, so that a reader that stalls delays only the task that posts new lines.
+`LineSplitter` cuts bytes into lines, without I/O and up to a maximum length; `BufferedWriter` is a buffer in front of a
+stream, written by one task, so that a reader that stalls delays only the task that posts new lines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.budget import Share
 
 READ_BYTES: Final = 65_536
-"""Bytes of one read: the capacity of a pipe. From 128 KiB on glibc maps and unmaps the memory for each read."""
+"""Bytes of one read: the capacity of a pipe. For 128 KiB or more, glibc would map and unmap memory on each read."""
 MAX_PARTS: Final = 4_096
 """Reads of one unfinished line that are kept apart; each is an object of at least 34 bytes, even for one byte."""
 _EMPTY: Final = frozenset({b"", b"\r", BOM, BOM + b"\r"})
@@ -32,7 +32,7 @@ DEFAULT_LIMIT_BYTES: Final = 1_048_576
 
 
 class OversizedLine(msgspec.Struct, frozen=True):
-    """A line that exceeded the limit, skipped to its end; only its two ends are kept, to find the id in."""
+    """A skipped line over the limit; its two ends are kept, to find the id."""
 
     head: bytes
     tail: bytes
@@ -40,7 +40,9 @@ class OversizedLine(msgspec.Struct, frozen=True):
 
 
 class LineSplitter:
-    """Cuts a byte stream into lines (without their ends). Empty lines are dropped, also after a byte order mark.
+    """Cuts a byte stream into lines, without their ends.
+
+    Empty lines are dropped, even after a byte order mark.
 
     At most `max_bytes` of an unfinished line are held; a longer one is skipped and returned as `OversizedLine`.
     """
@@ -119,7 +121,7 @@ class LineSplitter:
 async def read_some(stream: FdStream) -> bytes:
     """Read at most `READ_BYTES` from a pipe; b"" at its end.
 
-    `receive_some` tries before it waits: after a message that is mostly useless, and costs a step of the loop.
+    `receive_some` tries to read before it waits, which after a message is mostly useless and costs a step of the loop.
 
     Raises:
         trio.ClosedResourceError: the stream was closed here.
@@ -169,7 +171,7 @@ class BufferedWriter:
 
     @property
     def is_writable(self) -> bool:
-        """Whether there is room, so that `wait_writable` returns immediately (also after the reader has gone)."""
+        """Whether there is room, so that `wait_writable` returns immediately (even after the reader has gone)."""
         return self._size < self._limit or self.broken
 
     def post(self, data: bytes, *, direct: bool = True) -> None:
@@ -204,17 +206,17 @@ class BufferedWriter:
             self._share.add(len(data))
 
     async def wait_writable(self) -> None:
-        """Wait until less than the limit is buffered, or the reader has gone; no checkpoint if that is already so."""
+        """Wait for room, or until the reader has gone; no checkpoint if there is room."""
         while not self.is_writable:
             await self._writable.park()
 
     async def drained(self) -> None:
-        """Wait until everything is written, or the reader has gone; no checkpoint if that is already so."""
+        """Wait until all is written or the reader has gone; no checkpoint if so already."""
         while (self._size or self._sending) and not self.broken:
             await self._writable.park()
 
     async def run(self) -> None:
-        """Write posted data; return when the reader has gone. The caller owns and closes the stream."""
+        """Write posted data until the reader has gone; the caller closes the stream."""
         while not self.broken:
             if not self._parts:
                 await self._posted.park()

@@ -67,7 +67,9 @@ class _Needle:
 
 
 def _match(units: list[tuple[str, ...]], text: str, at: int, cut: int) -> int | None:
-    """Return where a value that begins here ends, or the truncation after at least `MIN_SECRET` of its characters.
+    """Return where a value that begins here ends, perhaps by truncation.
+
+    At a truncation, at least `MIN_SECRET` of its characters must match.
 
     `cut` is where the text may have been truncated last; earlier truncations have marks.
     """
@@ -83,7 +85,7 @@ def _match(units: list[tuple[str, ...]], text: str, at: int, cut: int) -> int | 
 
 
 def _spellings(part: str) -> tuple[str, ...]:
-    """Return the spellings of one character of a value, or of a run of backslashes, in a lower-case text."""
+    """Return a character's, or backslash run's, spellings in a lower-case text."""
     if part.isascii() and _RUN.fullmatch(part):
         return (part.lower(),)
     if part[0] == "\\":
@@ -117,7 +119,10 @@ def _lower(text: str) -> str:
 
 
 def _pieces(value: str) -> Iterator[str]:
-    """Return the parts of a value to search for: a short value whole, each line, and long lines in pieces."""
+    """Return the parts of a value to search for: each line, long ones in pieces.
+
+    A short value is also searched for as a whole.
+    """
     value = value.strip()
     found = [value] if len(value) <= PIECE else []
     found += [line.strip() for line in value.splitlines()]
@@ -137,7 +142,7 @@ class Masker:
     """Masks a set of values in texts. Immutable."""
 
     def __init__(self, values: Mapping[str, str], known: Masker | None = None) -> None:
-        """Prepare the values, each with its replacement; reuse what `known` has prepared for the same values."""
+        """Prepare the values, each with its replacement; reuse equal ones of `known`."""
         lent = {} if known is None else known._needles
         self._needles: dict[str, _Needle] = {}
         self._by_key: dict[str, list[str]] = {}
@@ -231,7 +236,7 @@ class Secrets:
             self._known, self._masker = known, Masker(dict.fromkeys(known, MASK), self._masker)
 
     def mask(self, text: str) -> str:
-        """Mask the values and common forms of secrets in a text: user info in a URL, bearer tokens."""
+        """Mask the values and common secrets in a text: URL user info, bearer tokens."""
         text = self._masker.mask(text)
         return _FORMS.sub(MASK, text) if "://" in text or "bearer " in text.lower() else text
 

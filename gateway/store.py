@@ -1,4 +1,6 @@
-"""The state directory: last-good catalogs, tokens and sockets. Atomic files of mode 0600 in a directory of mode 0700.
+"""The state directory: last-good catalogs, tokens and sockets.
+
+Files are written atomically, with mode 0600 in a directory of mode 0700.
 
 A user who can write to it could grant themselves the admin token or replace a login. A directory or file that belongs
 to another user or is writable by others is therefore not used: `check` reports it with the fix, and reading or writing
@@ -122,7 +124,7 @@ def eras_of(offered: Collection[str], used: Era) -> list[Era]:
 
 
 def era_digest(config: ServerConfig) -> str:
-    """Return a digest of a server's command line or URL and of its era and transport settings."""
+    """Return a digest of a server's command line or URL, era and transport settings."""
     parts = [config.command, config.args, config.cwd, config.url, config.unix_socket]
     return hashlib.sha256(jsonrpc.encode([*parts, config.era, config.transport])).hexdigest()[:16]
 
@@ -189,7 +191,7 @@ class Store:
         self.directory = directory
 
     def check(self) -> None:
-        """Raise ConfigError if other users can write the directory; a missing one will be created private."""
+        """Raise ConfigError if other users can write the directory; it may be missing."""
         try:
             self._check()
         except PermissionError as exc:
@@ -197,7 +199,7 @@ class Store:
                 text = f"{exc}, or choose another directory, such as a new one inside it (--state-dir, {ENVIRONMENT})"
                 raise ConfigError([text]) from None
         except OSError:
-            pass  # unusable, which every use of it reports
+            pass  # unusable: each use reports it
 
     def _check(self) -> None:
         # Not the parents: a user who can write one can replace this directory, but the owner check reveals it. Volumes
@@ -306,7 +308,9 @@ class Store:
         return self.directory / "changes" / f"{digest}.json"
 
     def admin_token(self) -> str:
-        """Return the token of the management API, created at the first start; concurrent starts share one token.
+        """Return the token of the management API, which the first start creates.
+
+        Concurrent starts share one token.
 
         Raises OSError.
         """
@@ -343,7 +347,10 @@ class Store:
         return sorted(self.directory.glob("control-*.sock"))
 
     def make(self, directory: Path) -> None:
-        """Create the state directory and one in it, with mode 0700. Raises OSError, also if others can write them."""
+        """Create the state directory and one in it, with mode 0700.
+
+        Raises OSError, also if other users can write them.
+        """
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.mkdir(exist_ok=True, mode=0o700)  # separately: `parents` would create ours with the umask's mode
         self._check()  # after it exists: another user may have created it just before
@@ -352,7 +359,7 @@ class Store:
         return self.directory / "eras" / f"{config.name}-{era_digest(config)}.json"
 
     def _catalog_path(self, config: ServerConfig) -> Path:
-        """Return the file for one server and configuration; it ignores the values of `env`, which are secrets."""
+        """Return the file for one server and configuration, without the secrets in `env`."""
         parts = [config.name, config.command, config.args, config.cwd, config.public_url, sorted(config.env)]
         digest = hashlib.sha256(jsonrpc.encode(parts)).hexdigest()[:16]
         return self.directory / "catalogs" / f"{config.name}-{digest}.json"

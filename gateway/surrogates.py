@@ -1,8 +1,8 @@
-r"""Lone surrogates and byte order marks in JSON text, which msgspec rejects and most parsers accept.
+r"""Lone surrogates and byte order marks in JSON, which msgspec rejects.
 
-JavaScript writes text truncated inside an emoji as the escape of half a surrogate pair (`"\ud83d"`, RFC 8259, 8.2), and
-some programs write a byte order mark before a text (8.1). `gateway.jsonrpc` uses this module only after decoding has
-failed, so that valid messages cost nothing extra. Pure.
+Most parsers accept both. JavaScript writes text truncated inside an emoji as the escape of a lone surrogate
+(`"\ud83d"`, RFC 8259, 8.2), and some programs write a byte order mark before a text (8.1). `gateway.jsonrpc` uses this
+module only after decoding has failed, so that valid messages cost nothing extra. Pure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BOM: Final = b"\xef\xbb\xbf"
 _LEADING = re.compile(rb"(?:\s|\xef\xbb\xbf)+")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _MARKS: Final = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
-"""Noncharacters, which text should not contain (Unicode 23.7); one absent from the message marks its lone escapes."""
+"""Noncharacters, which text should not contain (Unicode 23.7); one that the message lacks marks its lone escapes."""
 
 ESCAPE_BYTES: Final = 6
 """Length of an escape with four hexadecimal digits."""
@@ -31,7 +31,9 @@ _LONE = re.compile(r"[\ud800-\udfff]")
 
 
 def masked(text: bytes) -> tuple[bytes, str | None]:
-    """Return JSON that msgspec decodes and the mark that replaces each lone escape's backslash; None if it has none.
+    """Return JSON that msgspec decodes, and the mark in place of backslashes.
+
+    The mark replaces the backslash of each lone escape. None without one.
 
     `unmasked` reverses this in the decoded result.
     """
@@ -46,7 +48,7 @@ def masked(text: bytes) -> tuple[bytes, str | None]:
 
 
 def unmasked(value: object, mark: str) -> object:
-    """Return a decoded masked message with the escapes restored in spans and lone surrogates in strings."""
+    """Restore a masked message after decoding: escapes in spans, surrogates in strings."""
     match value:
         case str():
             return re.sub(mark + "u(....)", lambda found: chr(int(found[1], 16)), value) if mark in value else value
@@ -104,7 +106,10 @@ def _backslashes(data: bytes, end: int) -> int:
 
 
 def _marked(data: bytes, places: Iterator[int], mark: bytes, length: int = 1) -> bytes:
-    """Return the data with a mark for the `length` bytes at each offset; the same object if there are none."""
+    """Return the data with a mark for the `length` bytes at each offset.
+
+    The same object if there are none.
+    """
     parts = bytearray()
     end = 0
     for place in places:
@@ -120,7 +125,9 @@ def find_lone_surrogate(data: bytes) -> int | None:
 
 
 def without_lone_surrogates(data: bytes) -> bytes:
-    r"""Return the JSON with each lone surrogate escape as `\ufffd`; the same object if it has none.
+    r"""Return the JSON with each lone surrogate escape as `\ufffd`.
+
+    The same object if it has none.
 
     For lists and `initialize` results sent to clients: a parser that rejects such an escape would lose the whole
     message.

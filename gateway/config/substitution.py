@@ -155,7 +155,7 @@ def resolve(scope: Scope, label: str, raw: object, *, depth: int = 0) -> object:
 
 def _resolve_text(scope: Scope, label: str, raw: str) -> str:
     if not is_unicode(raw):
-        scope.problem(label, "contains half of a surrogate pair; write the character itself")
+        scope.problem(label, "contains a lone surrogate; write the character itself")
         return raw
     result = substitute(raw, scope.environ, scope.files)
     for value, spelling in result.filled:

@@ -129,7 +129,7 @@ def check_surrogates(data: bytes | str, source: str) -> None:
     place = find_lone_surrogate(encoded)
     if place is not None:
         line = encoded.count(b"\n", 0, place) + 1
-        fault = "contains half of a surrogate pair; write the character itself"
+        fault = "contains a lone surrogate; write the character itself"
         raise ConfigError([f"{source}: line {line}: {fault}"])
 
 

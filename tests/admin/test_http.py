@@ -103,7 +103,7 @@ async def test_a_lone_surrogate_in_a_config_is_reported(
     async with open_harness(tmp_path) as harness:
         status, answer = await harness.ask("POST", "/servers", json.dumps({"mcpServers": {"c": server}}).encode())
         assert status == 422
-        assert "contains half of a surrogate pair" in answer["details"][0]
+        assert "contains a lone surrogate" in answer["details"][0]
 
 
 # -- G9 ----------------------------------------------------------------------------------------------------------------

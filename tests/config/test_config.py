@@ -48,7 +48,7 @@ BAD_FIELDS = [
     ({"args": ["a", 1.5]}, "field 'args[1]' must be a string, not a number"),
     ({"args": [10**30]}, "field 'args[0]' must be a string, not a number"),
     ({"args": ["a\0"]}, "field 'args[0]' must not contain a NUL character"),
-    ({"args": ["\ud800"]}, "field 'args[0]' contains half of a surrogate pair; write the character itself"),
+    ({"args": ["\ud800"]}, "field 'args[0]' contains a lone surrogate; write the character itself"),
     ({"command": 5}, "field 'command' must be a string, not a number"),
     ({"command": " "}, "field 'command' must not be empty"),
     ({"command": "${EMPTY}"}, "field 'command' must not be empty"),
