@@ -1,7 +1,8 @@
-"""Changes over the management API on top of the file: servers added, removed, enabled and disabled.
+"""Changes made over the management API, on top of the config file.
 
-Each change records the file's entry for the server at the time. Once the entry differs, the change is discarded: edits
-of the file take precedence. Pure except for `ServerConfig`'s own reader.
+Servers are added, removed, enabled and disabled. Each change records the file's entry for the server at the time. Once
+the entry differs, the change is discarded: edits of the file take precedence. Pure except for `ServerConfig`'s own
+reader.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Change(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Base(msgspec.Struct, frozen=True):
-    """The base of the changes: a config, and the entries of its file, if there is one."""
+    """The base of the changes: a config, and its file's entries, if any."""
 
     config: Config
     raws: dict[str, dict[str, Any]] = {}
@@ -71,7 +72,10 @@ class Overlay(msgspec.Struct, frozen=True):
         return self._without({name}) if digest is None else self._with(name, Change(digest, removed=True))
 
     def switch(self, base: Base, name: str, disabled: bool, at: str = UNDATED) -> Overlay:
-        """Return an overlay with this server disabled or enabled at `at`, without a change if the file agrees."""
+        """Return an overlay with this server disabled or enabled at `at`.
+
+        Without a change if the file agrees.
+        """
         present = self.changes.get(name)
         raw = None if present is None else present.raw
         said = base.config.servers.get(name)
@@ -85,7 +89,7 @@ class Overlay(msgspec.Struct, frozen=True):
         return [name for name, change in self.changes.items() if change.removed]
 
     def without_void(self, base: Base) -> tuple[Overlay, list[str]]:
-        """Drop the changes of servers whose entries in the file differ now; also return their names."""
+        """Drop the changes of servers whose entries now differ; also return their names."""
         void = [name for name, change in self.changes.items() if change.over != base.digest(name)]
         return self._without(set(void)), void
 

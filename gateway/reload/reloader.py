@@ -1,4 +1,4 @@
-"""The single path for config changes, one at a time: read, validate everything, apply the whole.
+"""The single path of config changes, one at a time: read, validate, apply whole.
 
 The reloader owns a task for each running change, so that a disconnecting client does not interrupt it, and the task
 that watches the file. Invariant: the fleet's config is the source's base with its overlay; both are set only after the
@@ -104,7 +104,7 @@ class Reloader:
             self._running = False
             self.nursery.cancel_scope.cancel(reason="the gateway is stopping")
 
-    # Requests. All of them raise ConfigError, Busy or ShuttingDown without having changed anything.
+    # Requests. Each may raise ConfigError, Busy or ShuttingDown, and has then changed nothing.
 
     async def reload(self, by: str) -> Applied:
         """Read the file again and apply it."""
@@ -292,6 +292,6 @@ class Reloader:
     def _check_known(self, name: str) -> Any:
         server = self._fleet.config.servers.get(name)
         if server is None:
-            text = f"no server is called {name!r}{did_you_mean(name, self._fleet.config.servers)}"
+            text = f"there is no server {name!r}{did_you_mean(name, self._fleet.config.servers)}"
             raise UnknownServer(text)
         return server

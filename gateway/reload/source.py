@@ -1,4 +1,4 @@
-"""The source of the config: a file, and the changes over the management API, saved in the state directory.
+"""The source of the config: a file, and saved changes over the management API.
 
 Everything here blocks; call it in a thread from a loop.
 """
@@ -30,9 +30,9 @@ log = logging.getLogger("gateway.reload")
 
 
 class ConfigSource:
-    """A config file, or a config passed by a program (then `path` is None and `given` is set).
+    """A config file, or a program's config (`path` is None and `given` set).
 
-    `name` replaces `gateway.name`; `store` saves the changes, with None they are lost at exit.
+    `name` replaces `gateway.name`; `store` saves the changes; without one they are lost at exit.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ConfigSource:
         """The mark of the file when it was last read; see `watch`."""
         self._files = None if path is None else files_of(path, environ)
         self._pipe: tuple[int, int] | None = None
-        """The pipe that the config was read from, which is possible only once."""
+        """The pipe that the config was read from; it can be read only once."""
         self._name = name
         self._store = store
 
@@ -66,7 +66,7 @@ class ConfigSource:
         return self.compose()
 
     def compose(self) -> Config:
-        """Apply the changes over the API to the base; discard and log those that no longer apply."""
+        """Apply the API's changes to the base; discard and log obsolete ones."""
         overlay = Overlay()
         if self._store is not None and self.path is not None:
             path = self._store.overlay_path(self.path)
@@ -135,13 +135,13 @@ class ConfigSource:
 
 
 def raw_servers(data: bytes, source: str = "") -> dict[str, dict[str, Any]]:
-    """Return the servers of a valid config text; the name of the `source` determines the format."""
+    """Return the servers of a valid config text; the name `source` determines its format."""
     root: dict[str, Any] = load_valid(data, source)
     return cast("dict[str, dict[str, Any]]", root.get("mcpServers", root.get("servers")))
 
 
 def _pipe_at(path: Path) -> tuple[int, int] | None:
-    """Return the identity of a pipe at a path; None if it is not a pipe."""
+    """Return the identity of a pipe at a path; None for others."""
     try:
         found = path.stat()
     except OSError:

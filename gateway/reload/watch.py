@@ -86,7 +86,7 @@ async def _poll(path: Path, changed: Callable[[], Awaitable[None]], seen: Mark, 
 
 
 def _directories(path: Path) -> dict[str, int]:
-    """Return the directories to watch with their identity, since a recreated one must be watched again."""
+    """Return the directories to watch, with identities to detect a recreated one."""
     found: dict[str, int] = {}
     for name in {os.path.dirname(os.path.abspath(path)), os.path.dirname(os.path.realpath(path))}:  # noqa: PTH100, PTH120
         try:
@@ -115,9 +115,9 @@ def _events(directories: dict[str, int], stop: threading.Event) -> Generator[obj
 
 
 def _next(events: Generator[object]) -> bool:
-    """Wait for an event or a timeout; return False if directories cannot be watched, or no longer."""
+    """Wait for an event or a timeout; return False if watching is not possible."""
     try:
         return next(events, None) is not None
-    except (OSError, RuntimeError) as exc:  # no such directory; no more inotify watches
+    except (OSError, RuntimeError) as exc:  # no such directory, or no inotify watches left
         log.debug("watching for changes of the config: %s", exc)
         return False

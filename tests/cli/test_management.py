@@ -136,7 +136,7 @@ async def test_a_gateway_on_stdio_is_listed_and_changed(tmp_path, capsys, monkey
             assert (await do("reload"))[:2] == (0, "reloaded: nothing has changed\n")
             status, out, err = await do("restart", "ones", "--json")
             assert (status, json.loads(out)["error"]["code"]) == (1, "unknown_server")
-            assert "no server is called 'ones'; did you mean 'one'?" in err
+            assert "there is no server 'ones'; did you mean 'one'?" in err
             status, out, err = await do("call", "one.echo", "text=hi")
             assert (status, out) == (1, "")
             assert f"the gateway {gateway.pid} serves stdio" in err
