@@ -169,7 +169,7 @@ class Bridge:
             self._thread.post(exchange.hang_up)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """Read the body, up to just over the limit; return None if the client has disconnected."""
+        """Read the body, up to just over the limit; None if the client disconnected."""
         parts: list[bytes] = []
         size, more = 0, True
         while more and size <= self._most:

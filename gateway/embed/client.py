@@ -34,9 +34,9 @@ class ClientSessions(Protocol):
 
 
 class Client:
-    """A handle on one server. Inside `async with client:` all its calls share one session; entering connects.
+    """A handle on one server; inside `async with client:` all calls share one session.
 
-    Several tasks may be inside at once; the session ends when the last one leaves.
+    Entering connects. Several tasks may be inside at once; the session ends when the last one leaves.
     """
 
     def __init__(self, sessions: ClientSessions, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Sessions opened by a program: one for each call, or one for as long as it holds a client.
+"""Sessions opened by a program: one for each call, or for each client held.
 
 Each `Connection` has its own task in the nursery of `Connections`, from enter to exit: the opener only requests its end
 and need not wait for the shutdown sequence of a stubborn child.
@@ -93,7 +93,7 @@ class Connection:
                 session.send([pending])
                 outcome = await pending.wait_outcome(NO_REQUESTS)
             finally:
-                pending.close("the program no longer waits")
+                pending.close("the program has stopped waiting")
             return self._too_slow(timeout) if isinstance(outcome, BackendTooSlow) else outcome
 
     def _too_slow(self, timeout: float) -> BackendTooSlow:

@@ -138,7 +138,7 @@ class Engine:
         return held.connection
 
     async def release_session(self, token: object) -> None:
-        """Release a session, and wait until its server has stopped if that was the last user."""
+        """Release a session; after its last user wait until its server has stopped."""
         connection = self.release(token)  # before anything can be cancelled
         if connection is not None:
             await connection.ended.wait()

@@ -43,7 +43,7 @@ class NotInitialized(GatewayError, RuntimeError):
 
 
 class CallFailed(GatewayError, RuntimeError):
-    """A call or list failed; the message names the tool and the server, the cause is chained."""
+    """A call or list failed; the message names tool and server, the cause is chained."""
 
     code: ClassVar[str] = "call_failed"
 
@@ -61,14 +61,14 @@ class MountError(GatewayError, RuntimeError):
 
 
 class Closed(GatewayError, RuntimeError):
-    """The gateway was closed during a call, or has ended because of a bug, which is in the log."""
+    """The gateway was closed during a call, or ended because of a logged bug."""
 
     code: ClassVar[str] = "closed"
 
 
 @contextmanager
 def log_failure(what: str) -> Generator[None]:
-    """Log and raise a failure of the block, as MountError unless it is an error of this project."""
+    """Log and raise the block's failure, as MountError unless it is a `GatewayError`."""
     try:
         yield
     except GatewayError as exc:

@@ -78,7 +78,7 @@ class AsgiFrontends:
         self._quiet = trio.lowlevel.ParkingLot()
 
     async def run(self, closing: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
-        """Keep the sessions until `close` or `closing`; return when all exchanges have ended or timed out."""
+        """Keep the sessions until `close` or `closing`, then wait for all exchanges."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._mcp.run)
             nursery.start_soon(self._close_with, closing)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def poster() -> Post:
-    """Return a function that any thread can use to call into the running loop; a no-op once it has ended.
+    """Return a function with which any thread can call into the running loop.
+
+    It is a no-op once the loop has ended.
 
     Raises:
         RuntimeError: no loop runs here.

@@ -1,4 +1,4 @@
-"""`ProxyManager`: the gateway as an object, for programs on asyncio, on trio, or without a loop.
+"""`ProxyManager`: the gateway as an object, for programs on asyncio, trio or no loop.
 
 It owns a trio loop in a separate thread, started at first use and ended by `close_all_connections`, `shutdown`, the
 garbage collector or the end of the interpreter; after an end, the next use starts another. Methods may be called from
@@ -57,7 +57,7 @@ class _Mounted(NamedTuple):
 
 
 class ProxyManager:
-    """Many MCP servers in one object: call them one by one, or mount them all into a web application.
+    """Many MCP servers in one object: call each, or mount all into an application.
 
     Args:
         name: The name that clients see; None is the config's `gateway.name`.
@@ -82,7 +82,7 @@ class ProxyManager:
         self._name = name
         self._key = api_key if auth_enabled else None
         self._registry = Registry() if config is None else read_registry(config, strict=True, name=name)
-        self._lock = threading.Lock()  # of the two below
+        self._lock = threading.Lock()  # for the two below
         self._thread: LoopThread | None = None
         self._engine: Engine | None = None
         self._mounted: list[_Mounted] = []
@@ -278,7 +278,7 @@ class ProxyManager:
             )
         except BaseException:
             running = self._running()
-            if running is not None:  # the session may have opened just as the wait for it was cancelled
+            if running is not None:  # the session may have opened just as the wait was cancelled
                 running[0].post(partial(running[1].release, token))
             raise
         return token
@@ -348,7 +348,7 @@ class ProxyManager:
         sse_path: str | None = "/sse",
         message_path: str = "/messages/",
     ) -> None:
-        """Serve all servers as one MCP server in a FastAPI or Starlette application, even a running one.
+        """Serve all servers as one in a FastAPI or Starlette application, even a running one.
 
         If it is already mounted on this application, only the differences are applied, and clients stay connected. A
         web server that waits for its clients at shutdown also waits for event streams: call `shutdown` first, or set a

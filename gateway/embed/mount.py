@@ -53,7 +53,10 @@ class KeyCheck:
         self._digest = digest_of(key.encode("utf-8"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the request before reading its body; headers have the same precedence as in the HTTP frontends."""
+        """Check the request before reading its body.
+
+        Headers have the same precedence as in the HTTP frontends.
+        """
         headers: list[tuple[bytes, bytes]] = [(name.lower(), value) for name, value in scope["headers"]]
         if repeated := repeated_header(headers):
             body = Refusal(400, "repeated_header", repeated_text(repeated)).encode()

@@ -81,7 +81,7 @@ class EmbeddedGateway:
                 try:
                     outcome = await pending.wait_outcome(NO_REQUESTS)
                 finally:
-                    self.router.release(pending, "the program no longer waits")
+                    self.router.release(pending, "the program has stopped waiting")
             except GatewayError as exc:
                 raise results.failure(what, exc) from exc
             return results.tool_result(f"{what} of server {pending.backend!r}", outcome)
@@ -111,10 +111,10 @@ class EmbeddedGateway:
 
     @property
     def asgi_app(self) -> AsgiFrontends:
-        """The gateway as an ASGI application with `/mcp`, `/sse` and `/messages/`, for a server on this trio loop.
+        """The gateway as an ASGI application, for a server on this trio loop.
 
-        Views are below each of these paths. Web pages are admitted from loopback and from the config's
-        `access.allow_origins`. With `access.oauth`, the metadata of the resource are at
+        It serves `/mcp`, `/sse` and `/messages/`, with views below each. Web pages are admitted from loopback and from
+        the config's `access.allow_origins`. With `access.oauth`, the metadata of the resource are at
         `/.well-known/oauth-protected-resource...`, which must be reachable at the root of the host. Applications on
         asyncio use `ProxyManager` instead.
         """

@@ -1,4 +1,4 @@
-"""Results of calls and lists for programs: the SDK's types, or errors that name the tool and the server.
+"""Results of calls and lists for programs: the SDK's types, or explicit errors.
 
 Importing this module imports `mcp_types` (0.15 s), which only programs that call tools need.
 """
@@ -25,14 +25,14 @@ log = logging.getLogger("gateway.embed")
 
 
 def failure(what: str, problem: GatewayError) -> CallFailed | CallTimeout:
-    """Return the error for a call or list that failed in the gateway; `what` describes it."""
+    """Return the error for a failed call or list, which `what` describes."""
     reason = problem.reason if isinstance(problem, BackendError) else str(problem)
     kind = CallTimeout if isinstance(problem, BackendTooSlow) else CallFailed
     return kind(f"{what}: {reason}")
 
 
 def tool_result(what: str, outcome: Outcome | None) -> CallToolResult:
-    """Return the result of a tool call; one with `isError` is a result like any other.
+    """Return a tool call's result; one with `isError` is one too.
 
     Raises:
         CallTimeout, CallFailed: there is none, or it is invalid.
@@ -59,7 +59,7 @@ def tool_result(what: str, outcome: Outcome | None) -> CallToolResult:
 
 
 def tool_list(raws: Iterable[bytes]) -> list[Tool]:
-    """Return the tools of a list; entries that are invalid for the SDK's type are left out and logged."""
+    """Return the tools of a list; omit and log entries invalid for the SDK's type."""
     found: list[Tool] = []
     for raw in raws:
         try:

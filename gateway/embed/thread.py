@@ -88,7 +88,7 @@ class LoopThread:
         self._at_end: list[Callable[[], object]] = []
 
     def start(self) -> None:
-        """Start the thread and return when it is ready for calls, after some milliseconds. Raises Closed."""
+        """Start the thread; return when it is ready, after some milliseconds. Raises Closed."""
         _running.add(self)
         self._thread.start()
         if not self._up.wait(START_WAIT) or not self.alive:
@@ -103,7 +103,9 @@ class LoopThread:
     # Called in any thread.
 
     async def call(self, run: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Run a coroutine function in the loop and return its result; cancellation cancels it without waiting.
+        """Run a coroutine function in the loop and return its result.
+
+        Cancellation cancels it without waiting.
 
         Raises:
             Closed: the loop has ended, or ends before there is a result.
@@ -164,7 +166,7 @@ class LoopThread:
         return True
 
     async def stop(self, within: float) -> bool:
-        """Stop the service and wait for the end of its thread; return whether it ended in time."""
+        """Stop the service; return whether its thread ended in time."""
         ended, post = anyio.Event(), poster()
         with self._lock:
             if self._over:
@@ -178,7 +180,7 @@ class LoopThread:
         return not self._thread.is_alive()
 
     def stop_soon(self) -> None:
-        """Stop the service without waiting: garbage collection may happen in any thread, even the loop's."""
+        """Stop the service without waiting: garbage collection may run in the loop's own thread."""
         self.post(self._service.stop)
 
     def join(self, within: float) -> None:
@@ -186,7 +188,7 @@ class LoopThread:
         self._thread.join(within)
 
     def abandon(self) -> None:
-        """Forget the thread in a forked child; its locks may have been held at the fork."""
+        """Forget the thread in a forked child, where its locks may be held."""
         self._lock = threading.Lock()
         self._token, self._over, self._at_end = None, True, []
 
