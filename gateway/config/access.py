@@ -109,7 +109,7 @@ class ResourceServer(Struct, frozen=True):
 
 
 class AccessSettings(Struct, frozen=True):
-    """Access control of the MCP endpoint. Without keys and `oauth` it is open to all clients."""
+    """Access control of the MCP endpoint, which is open without keys and `oauth`."""
 
     keys: Annotated[
         Keys,
@@ -132,7 +132,7 @@ class AccessSettings(Struct, frozen=True):
 
     @property
     def says_something(self) -> bool:
-        """Whether the section sets anything, which means that the gateway serves more than this machine's users."""
+        """Whether the section sets anything: then others than this machine's users are served."""
         return self.requires_credentials or bool(self.allow_origins or self.allow_hosts)
 
 
@@ -199,7 +199,7 @@ def _read_keys(scope: Scope, entry: Entry) -> tuple[AccessKey, ...]:
     for what in ("name", "hash"):
         said = [getattr(key, what) for key in keys]
         if len(set(said)) < len(said):
-            scope.problem(entry.label, f"has two keys of the same {what}")
+            scope.problem(entry.label, f"has two keys with the same {what}")
     return tuple(keys)
 
 
@@ -259,8 +259,8 @@ def _check_addresses(scope: Scope, label: str, values: dict[str, Any], names: se
 
 
 def _address_fault(text: str) -> str | None:
-    """Return why tokens and keys must not be exchanged with this address; None if they may."""
-    from urllib.parse import urlsplit  # few configs need it
+    """Return why tokens and keys must not go to this address; None if they may."""
+    from urllib.parse import urlsplit  # needed by few configs
 
     try:
         parts = urlsplit(text)

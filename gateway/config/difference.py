@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class ConfigDiff(Struct, frozen=True):
-    """Names of servers, in the order of the new config. A server that was disabled or enabled has changed."""
+    """Names of servers, in the order of the new config.
+
+    A server that was disabled or enabled has changed.
+    """
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()

@@ -83,7 +83,7 @@ def doc(description: str, *, aliases: tuple[str, ...] = (), at_start_only: bool 
 
 
 def read_by(reader: Callable[[Scope, Entry], Any], *forms: JsonSchema) -> Meta:
-    """Name the reader of a non-scalar field, and the forms it accepts besides the field's type.
+    """Name a non-scalar field's reader, and the forms it accepts besides the type.
 
     A reader is defined after the Structs that it makes, so such annotations are named at the module's end: they are
     resolved when a Struct's fields are first needed.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.config.findings import Entry, Scope
 
 MAX_FILE_BYTES = 64 * 1024
-"""A key, a token or a list of variables is far smaller; a larger file is the wrong one."""
+"""Keys, tokens and lists of variables are far smaller; a larger file is certainly the wrong one."""
 PIPE_TIMEOUT = 5.0
 """Seconds for the writer of a named pipe to write and close it; bounds the start."""
 FAILURE_KEPT = 60.0
@@ -47,7 +47,7 @@ _NOTHING = re.compile(r"[ \t]*(?:\#[^\r\n]*)?(?:\r?\n|\Z)")
 
 
 class UnreadableFile(ValueError):
-    """A file cannot be used; the message names it and the reason, but never its content."""
+    """A file cannot be used; the message gives name and reason, never the content."""
 
 
 class SpecialFile(OSError):
@@ -60,7 +60,9 @@ class SpecialFile(OSError):
 
 
 def read_at_most(path: Path, most: int, *, timeout: float = PIPE_TIMEOUT) -> tuple[bytes, bool]:
-    """Read a file or named pipe to its end; return at most `most` + 1 bytes, and whether it is a pipe.
+    """Read a file or named pipe; also return whether it is a pipe.
+
+    At most `most` + 1 bytes are read.
 
     Raises:
         SpecialFile: it is a directory, a device or a socket, or a pipe that is not closed within `timeout`.
@@ -208,7 +210,7 @@ def _run(command: str, folder: Path, environ: Mapping[str, str], timeout: float)
 
 
 def _output(subject: str, pid: int, stdout: int, deadline: float, timeout: float) -> str:
-    """Return a process's output; kill the process if it takes too long or prints too much."""
+    """Return a process's output; kill it if it takes or prints too much."""
     status: int | None = None
     try:
         os.set_blocking(stdout, False)

@@ -31,7 +31,7 @@ _KINDS: dict[type, str] = {
 
 
 class Line(str):  # noqa: FURB189 - it is encoded and used as plain text
-    """A line about one field, with the field's owner and its path as spelled in the file."""
+    """A line about one field, with its owner and its path as in the file."""
 
     __slots__ = ("label", "owner")
 
@@ -140,7 +140,7 @@ def _masked(line: str, masker: Masker) -> str:
 
 
 class Entry(Struct, frozen=True):
-    """One value being read: its key as spelled in the file, and the value before and after substitution."""
+    """One value being read: its key in the file, the value before and after substitution."""
 
     label: str
     value: object
@@ -153,7 +153,7 @@ class Entry(Struct, frozen=True):
 
     @property
     def quoted(self) -> str:
-        """The value for a line, for a field without secrets; hidden if it came from a variable."""
+        """The value to show, of a field without secrets; hidden if from a variable."""
         if not isinstance(self.value, str):
             return kind(self.value)
         return "the variable's value" if self.from_variable else shown(self.value)
@@ -182,8 +182,8 @@ def is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?`, or an empty string if no known key is similar."""
-    import difflib  # only files with a typo pay for it
+    """Return `; did you mean 'x'?`, or nothing if no known key is similar."""
+    import difflib  # needed only by files with a typo
 
     plain = {_plain(name): name for name in known}
     near = difflib.get_close_matches(_plain(key[:_LONGEST_SHOWN]), plain, n=1, cutoff=0.7)

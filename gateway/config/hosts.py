@@ -42,7 +42,7 @@ def parse_authority(text: str) -> Authority | None:
     if found["name"] is not None:
         host = _parse_name(found["name"])
     else:
-        from ipaddress import AddressValueError, IPv6Address  # 3 ms that a usual start avoids
+        from ipaddress import AddressValueError, IPv6Address  # 3 ms that a usual start saves
 
         try:
             host = str(IPv6Address(found["literal"]))
@@ -55,7 +55,7 @@ def parse_authority(text: str) -> Authority | None:
 
 
 def parse_origin(text: str) -> Origin | None:
-    """Parse the origin of an http or https page; return None for anything else, such as `null` and lists."""
+    """Parse the origin of an http(s) page; None for others, such as `null`."""
     scheme, separator, rest = text.partition("://")
     scheme = scheme.lower()
     authority = parse_authority(rest) if separator and scheme in DEFAULT_PORTS and not rest.endswith(":") else None
@@ -65,7 +65,7 @@ def parse_origin(text: str) -> Origin | None:
 
 
 def canonical_host(text: str) -> str:
-    """Return the normalized form of a host without a port; an invalid host only in lower case."""
+    """Return the normalized form of a host without port; lower-case only if invalid."""
     authority = parse_authority(f"[{text}]" if ":" in text and not text.startswith("[") else text)
     return text.lower() if authority is None or authority.port is not None else authority.host
 

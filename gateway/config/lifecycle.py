@@ -63,7 +63,7 @@ def read_restart(scope: Scope, entry: Entry) -> RestartPolicy:
 
 
 def read_shutdown_grace(scope: Scope, entry: Entry) -> ShutdownGrace:
-    """Read the shutdown sequence: an object, a list of three waits, or one number for the first of them."""
+    """Read the shutdown sequence: an object, a list of three waits, or the first one."""
     if is_object(entry.value):
         return ShutdownGrace(**read_struct(scope, ShutdownGrace, entry, f"{entry.label}."))
     specs = list(specs_of(ShutdownGrace).values())

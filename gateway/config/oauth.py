@@ -29,7 +29,10 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class OAuthSettings(Struct, frozen=True):
-    """How to obtain tokens for a server that answers 401; JSON `oauth`. `repr` never shows the secret."""
+    """How to obtain tokens for a server that answers 401; JSON `oauth`.
+
+    `repr` never shows the secret.
+    """
 
     grant: Annotated[
         OAuthGrant,
@@ -101,7 +104,7 @@ def read_oauth(scope: Scope, entry: Entry) -> OAuthSettings | None:
         scope.problem(f"{entry.label}.client_secret", "needs 'client_id'")
     is_machine, secrets = settings.grant == "client_credentials", (settings.client_secret, settings.private_key)
     if settings.private_key is not None and not is_machine:
-        scope.problem(f"{entry.label}.private_key", "is for the grant 'client_credentials' alone")
+        scope.problem(f"{entry.label}.private_key", "is only for the grant 'client_credentials'")
     if is_machine and (settings.client_id is None or secrets.count(None) != 1):
         text = "is 'client_credentials', which needs 'client_id' and either 'client_secret' or 'private_key'"
         scope.problem(f"{entry.label}.grant", text)
@@ -119,14 +122,14 @@ def _read_scopes(scope: Scope, entry: Entry) -> tuple[str, ...]:
         return ()
     words: list[Any] = value.split() if isinstance(value, str) else list(value)
     if not all(isinstance(word, str) and _SCOPE.fullmatch(word) for word in words):
-        scope.problem(entry.label, "must hold scopes, each in plain ASCII without blanks and quotes")
+        scope.problem(entry.label, "must contain scopes, each in plain ASCII without spaces and quotes")
         return ()
     return tuple(dict.fromkeys(words))
 
 
 def _is_address(text: str, *, document: bool = False) -> bool:
     """Return whether secrets may be sent to this address."""
-    from urllib.parse import urlsplit  # few configs need it
+    from urllib.parse import urlsplit  # needed by few configs
 
     try:
         parts = urlsplit(text)

@@ -1,7 +1,7 @@
 """The selection of a server's tools: `tools`, and other programs' spellings for parts of it.
 
 A bare list means `include`. `includeTools`, `enabledTools` and similar keys are read as `include`, `excludeTools`,
-`disabledTools` and similar ones as `exclude`, since a tool hidden in another client should stay hidden here.
+`disabledTools` and similar ones as `exclude`, since a tool hidden in another client should remain hidden here.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ToolChoice(Struct, frozen=True):
         )
 
     def own_of(self, local: str) -> str:
-        """Return the own name of a tool that is offered as `local`, as far as the config determines it."""
+        """Return the own name of a tool offered as `local`, as far as configured."""
         return next((own for own, override in self.overrides.items() if override.name == local), local)
 
 

@@ -1,4 +1,4 @@
-"""Parsing of a whole config from text or a dict to a `Config`, or to a ConfigError with every problem."""
+"""Parsing of a whole config, from text or a dict, with every problem reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-# A config of a thousand servers is 0.3 MB; a larger file is the wrong one.
+# A config of a thousand servers is 0.3 MB; a larger file is certainly the wrong one.
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 _SECTIONS = ("mcpServers", "servers", "gateway", "access", "views")
 _LIMITING = ("access", "views")
@@ -39,7 +39,7 @@ def parse_config(
     home: str | None = None,
     files: FileReader | None = None,
 ) -> Config:
-    """Parse a config in the format of MCP clients, `{"mcpServers": {NAME: {...}}}`, with this gateway's sections.
+    """Parse a config: MCP clients' `{"mcpServers": {NAME: {...}}}` with this gateway's sections.
 
     Args:
         data: The text of a file, or its decoded value.
@@ -135,8 +135,8 @@ def _note_sections(root: dict[object, object], findings: Findings, source: str) 
         meant = _find_meant(key)
         if meant is not None:
             findings.problems.append(
-                f"{source}: section {shown(key)} is unknown; write {meant!r} if it is meant, else choose a name that is"
-                " less like it: without that section more is open to clients"
+                f"{source}: section {shown(key)} is unknown; write {meant!r} if that is meant, else choose a name less"
+                " similar to it: without that section more is open to clients"
             )
         elif key in AccessSettings.__struct_fields__:
             findings.problems.append(f"{source}: section {shown(key)} is unknown; put it into the section 'access'")
@@ -153,7 +153,10 @@ def _find_meant(key: object) -> str | None:
 
 
 def _find_nulls(value: object, label: str) -> Iterator[str]:
-    """Find every null in a section: a template without a value writes one, and it must not grant access."""
+    """Find every null in a section, which must not grant access.
+
+    A template without a value writes null.
+    """
     waiting = [(label, value)]
     while waiting:
         label, value = waiting.pop()
@@ -175,7 +178,7 @@ def _read_servers(root: dict[object, object], scope: Scope, source: str) -> dict
         elif any(is_object(value) and ("command" in value or "url" in value) for value in root.values()):
             problem = 'the servers must be in a section: {"mcpServers": {...}}'
         elif (slip := next(near, None)) is not None:
-            problem = f"has no section 'mcpServers'; did you mean it by {shown(slip)}?"
+            problem = f"has no section 'mcpServers'; is {shown(slip)} a misspelling of it?"
         else:
             problem = f"has no section 'mcpServers'; expected {SHAPE}"
         findings.problems.append(f"{source}: {problem}")

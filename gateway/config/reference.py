@@ -1,4 +1,7 @@
-"""The reference of all config fields, for `mcp-gateway fields` and the documentation, generated from the Structs."""
+"""The reference of all config fields, generated from the Structs.
+
+`mcp-gateway fields` and the documentation show it.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Reading fields by their specs: scalars (numbers, booleans, choices, short texts) and the objects that hold them.
+"""Reading fields by their specs: scalars and the objects that contain them.
 
-A `FieldSpec` comes from a Struct's annotation, so a new limit needs only its line in a Struct.
+Scalars are numbers, booleans, choices and short texts. A `FieldSpec` comes from a Struct's annotation, so a new limit
+needs only its line in a Struct.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _fault(spec: FieldSpec, entry: Entry, value: Any) -> str | None:
 
 
 def warn_unknown(scope: Scope, key: str, known: dict[str, Any], prefix: str = "") -> None:
-    """Warn of an unknown key, with the known key of which it may be a misspelling."""
+    """Warn of an unknown key, and name the key that it may misspell."""
     scope.warn(prefix + key, f"is unknown and ignored{did_you_mean(key, known)}")
 
 
@@ -74,7 +75,7 @@ def read_field(scope: Scope, spec: FieldSpec, entry: Entry) -> Any:
 
 
 def read_struct(scope: Scope, struct: type[Struct], entry: Entry, prefix: str) -> dict[str, Any]:
-    """Read an object's members by field and return those given, by field name; null counts as omitted."""
+    """Read an object's members, by field name; null counts as omitted."""
     if not is_object(entry.value):
         scope.problem(entry.label, f"must be an object, not {kind(entry.value)}")
         return {}

@@ -87,7 +87,7 @@ def _component(struct: type[msgspec.Struct], schema: JsonSchema) -> JsonSchema:
 
 
 def _member(spec: FieldSpec, schema: JsonSchema) -> JsonSchema:
-    """Return the schema of one field: description, default and all accepted forms; null is the same as omitted."""
+    """Return one field's schema: description, default and all accepted forms, null included."""
     notes = {what: schema[what] for what in ("description", "default") if what in schema}
     forms = schema.get("anyOf") or [{what: said for what, said in schema.items() if what not in notes}]
     forms = [*(_plain(form) for form in forms), *spec.forms]

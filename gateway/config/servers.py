@@ -50,7 +50,10 @@ def parse_server(
     environ: Mapping[str, str],
     files: FileReader | None = None,
 ) -> ServerConfig:
-    """Read one server in the format of a config file; drop warnings. Raises ConfigError with all problems."""
+    """Read one server in the config file's format. Raises ConfigError with all problems.
+
+    Warnings are dropped.
+    """
     findings = Findings()
     server = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, files=files))
     findings.check()
@@ -72,7 +75,7 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
     entries: dict[str, Entry] = {}
     values: dict[str, Any] = {}
     variables: dict[str, str] = {}
-    if "env_file" in written:  # before the other fields, which may name its variables
+    if "env_file" in written:  # before the other fields, which may use its variables
         label, path = written["env_file"]
         variables = read_env_file(scope, Entry(label, resolve(scope, label, path), path))
         scope.environ = {**scope.environ, **variables}
@@ -100,7 +103,7 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
 
 
 def _canonical(scope: Scope, raw: dict[object, object]) -> dict[str, tuple[str, object]]:
-    """Return the known fields by name, each with the key used in the file; null counts as omitted."""
+    """Return the known fields by name, with their keys in the file; omit nulls."""
     names = names_by_spelling(ServerConfig)
     written: dict[str, tuple[str, object]] = {}
     for label, value in raw.items():
@@ -141,7 +144,7 @@ def _read_disabled(scope: Scope, written: dict[str, tuple[str, object]]) -> bool
 
 
 def _resolve_transport(scope: Scope, entries: dict[str, Entry], transport: Transport | None) -> Transport | None:
-    """Check `command`, `url` and `transport` against one another; return None if the URL must be probed."""
+    """Check `command`, `url` and `transport` together; return None to probe the URL."""
     command, url = entries.get("command"), entries.get("url")
     if command is not None and url is not None:
         scope.refuse("has both 'command' and 'url'; keep exactly one of them")

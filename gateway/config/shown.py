@@ -68,7 +68,7 @@ def secrets_of_config(config: Config) -> set[str]:
 
 
 def shown_args(args: Sequence[str]) -> list[str]:
-    """Mask arguments: the values of secret options and of `NAME=`, and user and query in URLs."""
+    """Mask arguments: values of secret options and `NAME=`, user and query of URLs."""
     shown: list[str] = []
     masks_next = False
     for arg in args:

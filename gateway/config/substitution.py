@@ -131,7 +131,7 @@ def _evaluate(expression: str, found: _Found) -> str:
 
 
 def resolve(scope: Scope, label: str, raw: object, *, depth: int = 0) -> object:
-    """Return the value with every string in it substituted, at any depth; findings go to the scope.
+    """Return the value with all strings substituted, at any depth; report to the scope.
 
     An unset variable of a disabled server is a warning, and its string stays unchanged.
     """
@@ -187,7 +187,7 @@ def home_of(environ: Mapping[str, str]) -> str | None:
 
 
 def expand_home(scope: Scope, label: str, path: str) -> str:
-    """Return the path with a leading `~/`, or a lone `~`, replaced by the home directory."""
+    """Return the path with a leading `~/`, or just `~`, replaced by the home."""
     if path != "~" and not path.startswith("~/"):
         return path
     home = scope.home or home_of(scope.environ)

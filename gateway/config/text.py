@@ -1,4 +1,4 @@
-"""Decoding of a config's bytes to plain values, with errors that give the place and what was expected.
+"""Decoding of a config's bytes, with errors that give place and expectation.
 
 The file's suffix determines the format: `.toml`, `.jsonc` (JSON with comments and trailing commas), and JSON for any
 other.
@@ -154,7 +154,7 @@ def _explain(error: JSONDecodeError, text: str, source: str) -> SyntaxProblem:
 
 
 def _note_repeated(value: object, path: str, pairs: _Pairs, findings: Findings, source: str) -> None:
-    """Report the place of each duplicate key; values hidden by a later duplicate are not examined."""
+    """Report the place of each duplicate key; skip values hidden by a later one."""
     if is_object(value):
         for members, keys in pairs.repeated:
             if members is value:

@@ -48,7 +48,10 @@ def read_transport(scope: Scope, entry: Entry) -> Transport | None:
 
 
 def read_text(scope: Scope, entry: Entry) -> str | None:
-    """Return a string that is not blank and has no NUL, or None after reporting a problem."""
+    """Return a string, not blank and without NUL, or report a problem.
+
+    The result is then None.
+    """
     if not isinstance(entry.value, str):
         scope.problem(entry.label, f"must be a string, not {kind(entry.value)}")
     elif not entry.value.strip():
@@ -67,7 +70,7 @@ def read_path(scope: Scope, entry: Entry) -> str | None:
 
 
 def warn_command_line(scope: Scope, entry: Entry) -> None:
-    """Warn of a command that looks like a whole command line, since no shell splits it."""
+    """Warn of a command that looks like a command line: no shell splits it."""
     if isinstance(entry.value, str) and " " in entry.value.strip() and not {"/", "\\"} & set(entry.value.split()[0]):
         scope.warn(entry.label, "contains spaces and is not split by a shell; put the arguments into 'args'")
 
@@ -127,7 +130,7 @@ def read_env(scope: Scope, entry: Entry) -> dict[str, str]:
 
 
 def read_encoding(scope: Scope, entry: Entry) -> str:
-    """Return the name of an encoding that Python knows and that is a superset of ASCII."""
+    """Return the name of an encoding that Python knows, a superset of ASCII."""
     name = read_text(scope, entry)
     if name is None:
         return "utf-8"
@@ -143,7 +146,7 @@ def read_encoding(scope: Scope, entry: Entry) -> str:
 
 
 def read_url(scope: Scope, entry: Entry) -> str | None:
-    """Return an http or https URL with a host. It is never shown, since URLs may contain keys."""
+    """Return an http(s) URL with a host; never shown, since it may contain keys."""
     url = read_text(scope, entry)
     if url is None:
         return None
@@ -157,7 +160,7 @@ def read_url(scope: Scope, entry: Entry) -> str | None:
 
 
 def _url_fault(url: str) -> str | None:
-    from urllib.parse import urlsplit  # 2 ms that a config of stdio servers avoids
+    from urllib.parse import urlsplit  # 2 ms that a config of stdio servers saves
 
     if _BLANK.search(url) or not is_unicode(url):
         return "must not contain spaces, line breaks or control characters"

@@ -150,7 +150,7 @@ BAD_SHAPES = [
     ("[]", f"config: the top level must be an object like {SHAPE}, not a list"),
     ("3", f"config: the top level must be an object like {SHAPE}, not a number"),
     ("{}", f"config: has no section 'mcpServers'; expected {SHAPE}"),
-    ('{"mcpservers": {}}', "config: has no section 'mcpServers'; did you mean it by 'mcpservers'?"),
+    ('{"mcpservers": {}}', "config: has no section 'mcpServers'; is 'mcpservers' a misspelling of it?"),
     ('{"time": {"command": "x"}}', 'config: the servers must be in a section: {"mcpServers": {...}}'),
     ('{"mcpServers": {}, "servers": {}}', "config: has both 'mcpServers' and 'servers', which mean the same; keep one"),
     ('{"mcpServers": []}', "config: 'mcpServers' must be an object of servers by name, not a list"),
