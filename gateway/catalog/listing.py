@@ -26,7 +26,7 @@ MAX_PROBLEMS: Final = 20
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
-    """One tool, prompt, resource or template: its own name (or URI) and its JSON, on one line."""
+    """One tool, prompt, resource or template: own name (or URI), and JSON without newlines."""
 
     own: str
     raw: bytes
@@ -72,9 +72,10 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, items=items, has_both_eras=False)
 
     def in_other_era(self, fresh: Listing, era: Era) -> Listing:
-        """Return the assumed listing of the other era, without a session of it, when `era` now lists `fresh`.
+        """Return the other era's assumed listing when `era` now lists `fresh`.
 
-        This listing counts only where the eras differed; everything else is assumed to be in both.
+        There is no session of that era. This listing counts only where the eras differed; everything else is assumed to
+        be in both.
         """
         items: dict[Kind, tuple[Item, ...]] = {}
         for kind in {**self.items, **fresh.items}:
@@ -85,7 +86,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(fresh, items=items)
 
     def after(self, previous: Listing | None, era: Era) -> Listing:
-        """Return this listing of a new session, with previous entries where a retry may still succeed."""
+        """Return this new session's listing, with previous entries where a retry may succeed."""
         if previous is None:
             return self
         return keep_entries(self, previous.in_era(era), [kind for kind, again in self.unread.items() if again])

@@ -37,10 +37,11 @@ def _digest(text: str) -> str:
 
 
 def public_name(namespace: str, separator: str, own: str, max_length: int, *, is_strict: bool = False) -> str:
-    """Return the public name of a backend's item, truncated to `max_length` with a hash of the full name.
+    """Return an item's public name, truncated to `max_length` with a hash.
 
-    Control and format characters (with `is_strict` all but ASCII letters, digits, `_` and `-`) are replaced by `_`,
-    also with a hash, and lone surrogates by U+FFFD; the backend still receives its own name.
+    The hash is that of the full name. Control and format characters (with `is_strict` all but ASCII letters, digits,
+    `_` and `-`) are replaced by `_`, also with a hash, and lone surrogates by U+FFFD; the backend still receives its
+    own name.
     """
     own = surrogates.text_without_surrogates(own)
     full = f"{namespace}{separator}{own}" if namespace else own
@@ -59,7 +60,7 @@ def shorten(full: str, max_length: int) -> str:
 
 
 def distinct_name(taken: str, backend: str, own: str, max_length: int) -> str:
-    """Return another name for an item whose public name is taken; a function of its arguments only."""
+    """Return another name for an item whose public name is taken, deterministically."""
     tail = f"_{_digest(f'{backend} {own}')}"  # a server's name contains no space
     return f"{taken[: max_length - len(tail)]}{tail}"
 

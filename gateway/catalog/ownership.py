@@ -35,7 +35,7 @@ MAX_LINK_LENGTH: Final = 2_048
 
 
 class Route(msgspec.Struct, frozen=True, gc=False):
-    """The backend of a public name, the own name there, and whether it must be called as a task."""
+    """The backend of a public name, the own name, and whether calls need a task."""
 
     backend: str
     own: str
@@ -65,7 +65,7 @@ class Ownership:
     # Used while the snapshot is made.
 
     def claim(self, backend: str, own: str) -> str | None:
-        """Assign a resource to its backend; return the public URI, or None if that is taken too."""
+        """Assign a resource to its backend; return its public URI, None if taken."""
         found = self._claim(self.resources, backend, own)
         if found is not None and found != own:
             self._renamed.setdefault(backend, _Renamed()).resources[own] = found
@@ -135,7 +135,7 @@ class Ownership:
             if (found := template_weight(each, uri)) > weight:
                 template, weight = each, found
         if named is not None:
-            # A server may list a template of this form itself; those that were renamed have it from here.
+            # A server may list a template of this form itself; renamed ones get it here.
             is_own = template.startswith(uris.PREFIXES) and self.templates[template] == Route(named[0], template)
             return Route(named[0], uri) if is_own else Route(*named)
         if template and (weight or linked is None):
@@ -157,9 +157,10 @@ class Ownership:
 
 
 def template_weight(template: str, uri: str) -> int:
-    """Return how many literal characters of a URI template (RFC 6570) match in order, or -1 for no match.
+    """Return how many literal characters of a URI template match in order, or -1.
 
-    Linear in the URI's length, so that a hostile template is cheap; sufficient to find a backend, which then decides.
+    RFC 6570. Linear in the URI's length, so that a hostile template is cheap; sufficient to find a backend, which then
+    decides.
     """
     first, *rest = template.split("{")
     if not uri.startswith(first):
@@ -199,7 +200,7 @@ class Links:
         links[uri] = self._count
 
     def owner(self, uri: str, among: Collection[str] | None = None) -> str | None:
-        """Return the backend (out of `among`, if given) that last linked to this URI, or None."""
+        """Return the backend (of `among`, if given) that last linked to this URI."""
         found = [
             (links[uri], backend)
             for backend, links in self._seen.items()
@@ -213,7 +214,7 @@ class Links:
 
 
 class Pages:
-    """The backends whose pages (MCP Apps) each client has read and so may show as apps.
+    """The backends whose pages (MCP Apps) each client has read and may show.
 
     A client is a session, else a principal, else an address: the requests of a modern client have nothing else in
     common. The least recently active client is forgotten first.

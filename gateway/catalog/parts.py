@@ -75,7 +75,10 @@ class Naming(msgspec.Struct, frozen=True):
     """Whether names are limited to ASCII letters, digits, `_` and `-`."""
 
     def chosen(self, choice: NameChoice) -> Naming:
-        """Return the naming for a client's choice; a client that chooses a separator passes names to a model."""
+        """Return the naming for a client's choice.
+
+        A client that chooses a separator passes names to a model.
+        """
         is_strict = self.is_strict or choice.separator is not None
         return Naming(choice.separator or self.separator, choice.max_length or self.max_length, is_strict)
 
@@ -86,7 +89,7 @@ def rank(part: Part) -> tuple[int, bool]:
 
 
 def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, choice: ToolChoice = ALL_TOOLS) -> Part:
-    """Make a part: one backend's items under public names, with the tools that its config offers."""
+    """Make a part: one backend's items under public names, only with offered tools."""
     entries: dict[Kind, tuple[Entry, ...]] = {}
     unclear: list[str] = []
     has_tasks = declares(listing.capabilities, ("tasks", "requests", "tools", "call"))
@@ -115,12 +118,12 @@ def make_part(backend: str, namespace: str, listing: Listing, naming: Naming, ch
 
 
 def is_unclear(kind: Kind, raw: bytes) -> bool:
-    """Return whether an item has duplicate name or URI members, which a client may read differently."""
+    """Return whether an item has ambiguous (duplicate) name or URI members."""
     return _KEYS[kind].second_spelling(raw) is not None
 
 
 def plain_routes(part: Part, kind: Kind) -> dict[str, Route] | None:
-    """Return the routes of a part whose entries need no individual placement; None for any other part.
+    """Return the routes of a part, or None if entries need individual placement.
 
     Computed once for each part, so that a snapshot of hundreds only merges tables. An entry needs individual placement
     if its name is duplicated, it links to a resource, or its parameters are mirrored into headers. Names taken by other
@@ -135,7 +138,7 @@ def plain_routes(part: Part, kind: Kind) -> dict[str, Route] | None:
 
 
 def join_part(part: Part, kind: Kind, view: tools.View) -> bytes:
-    """Return a part's unchanged entries for one class of protocol versions; computed once for each part."""
+    """Return a part's unchanged entries for one class of versions; computed once."""
     found = part.joined.get((kind, view))
     if found is None:
         found = join_entries(part.entries.get(kind, ()), kind, view)
@@ -148,7 +151,10 @@ def join_part(part: Part, kind: Kind, view: tools.View) -> bytes:
 
 
 def hint_of_part(part: Part, kind: Kind) -> Hint:
-    """Return the cache hint of a backend's list. An empty list has none and may fill at any moment."""
+    """Return the cache hint of a backend's list.
+
+    An empty list has none and may fill at any moment.
+    """
     found = part.hints.get(kind)
     if found is None:
         items = part.listing.items[kind]
@@ -157,7 +163,7 @@ def hint_of_part(part: Part, kind: Kind) -> Hint:
 
 
 def fill_memos(part: Part) -> None:
-    """Compute a part's memos in advance, since the first list of hundreds of parts would wait for them."""
+    """Compute a part's memos in advance: a list of hundreds would wait for them."""
     for kind in part.entries:
         if kind.namespaced:
             plain_routes(part, kind)
@@ -181,7 +187,7 @@ def renamed(kind: Kind, raw: bytes, own: str, public: str) -> bytes:
 
 
 def merge_instructions(parts: Sequence[Part], *, limit: int) -> str | None:
-    """Merge the backends' instructions under headings with their names, truncated to `limit` characters."""
+    """Merge the backends' instructions under their names, truncated to `limit` characters."""
     blocks = [f"# {part.backend}\n\n{text.strip()}" for part in parts if (text := part.listing.instructions)]
     if not blocks:
         return None

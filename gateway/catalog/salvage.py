@@ -1,9 +1,9 @@
-"""Recovery of list responses that are invalid JSON: split leniently into items, keep those that decode.
+"""Recovery of list responses that are invalid JSON: the items that decode are kept.
 
 One tool with a lone surrogate, a NaN or 50,000 nested brackets makes the whole message undecodable. Only such messages
-get here: a scanner that recognizes strings, brackets and commas, and nothing else of JSON, finds the bounds of each
-item. It does not recurse, its work is bounded, and it never raises; the recovered items have been decoded strictly.
-Pure.
+get here: a lenient scanner that recognizes strings, brackets and commas, and nothing else of JSON, finds the bounds of
+each item. It does not recurse, its work is bounded, and it never raises; the recovered items have been decoded
+strictly. Pure.
 """
 
 from __future__ import annotations

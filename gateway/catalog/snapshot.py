@@ -78,7 +78,7 @@ class Snapshot:
         namespaces: Mapping[str, str] | None = None,
         is_named: bool = False,
     ):
-        """Merge parts in their order; only entries of backends in `listed` are listed, all of them are routed.
+        """Merge parts in their order; list entries of `listed` backends, route all.
 
         With `offers` it contains only these tools. `backends` are all visible backends, including those that have never
         listed anything. `namespaces` are those of all servers, whose prefixes are reserved. `is_named` says that the
@@ -117,7 +117,7 @@ class Snapshot:
         if offers is not None:
             self._choose(offers)
         self._lists: dict[Kind, list[Entry]] = {kind: [] for kind in Kind}
-        self._differing: set[Kind] = set()  # between the eras
+        self._differing: set[Kind] = set()  # kinds that differ between the eras
         self._by_era: dict[tuple[Kind, Era], list[Entry]] = {}
         for part in self.parts:
             if part.backend in listed:
@@ -259,10 +259,10 @@ class Snapshot:
         self._placed[kind, part.backend] = entries if is_plain else placed  # the memos of a part are valid only then
 
     def _place_named(self, backend: str, kind: Kind, entry: Entry, others: tuple[str, ...]) -> Entry | None:
-        """Route a tool or prompt; `others` are the prefixes of other servers that its name may begin with."""
+        """Route a tool or prompt; `others` are other servers' prefixes of its name."""
         routes, placed = self._routes[kind], entry
 
-        def is_taken(name: str) -> bool:  # not by the same one, as the other era lists it
+        def is_taken(name: str) -> bool:  # by another item, not by this one in the other era
             return (owner := routes.get(name)) is not None and (owner.backend, owner.own) != (backend, entry.own)
 
         is_claim = not entry.local and entry.public.startswith(
@@ -319,7 +319,7 @@ class Snapshot:
         return found
 
     def same_list(self, other: Snapshot, kind: Kind, era: Era | None = None) -> bool:
-        """Return whether a client of this era (None: of either) would see the same list of this kind."""
+        """Return whether a client of this era (None: either) would see the same list."""
         return self._seen_in(era, kind) == other._seen_in(era, kind)
 
     def _seen_in(self, era: Era | None, kind: Kind) -> list[Entry]:
@@ -391,7 +391,7 @@ def decode_cursor(kind: Kind, cursor: str) -> tuple[int, str]:
 
 
 def encode_list(kind: Kind, page: Page, *, head: bytes = b"", tail: bytes = b"") -> bytes:
-    """Encode the result of a list method; `head` and `tail` are further members with their commas."""
+    """Encode a list method's result; `head` and `tail` are further members, with commas."""
     cursor = b"" if page.next_cursor is None else b',"nextCursor":' + jsonrpc.encode(page.next_cursor)
     before, after = b'{%b"%b":[' % (head, kind.member.encode()), b"]%b%b}" % (cursor, tail)
     if not page.chunks:

@@ -34,7 +34,7 @@ _UI_KEY: Final = "ui/resourceUri"
 
 
 def public(backend: str, uri: str) -> str:
-    """Return the public URI (or URI template) of a backend's resource whose own URI is taken."""
+    """Return the public URI (or template) of a resource whose own URI is taken."""
     if uri.startswith(PAGE):
         return f"{PAGE}mcp+{_token(backend)}/{uri.removeprefix(PAGE)}"
     return f"mcp+{_token(backend)}:{uri}"
@@ -55,7 +55,7 @@ def split(uri: str) -> tuple[str, str] | None:
 
 
 def split_any_case(uri: str) -> tuple[str, str] | None:
-    """Split a URI whose scheme and host may be in any case (RFC 3986, sections 3.1 and 3.2.2)."""
+    """Split a URI with scheme and host in any letter case (RFC 3986, 3.1, 3.2.2)."""
     folded = uri[: len(PREFIXES[1])].lower()
     if not folded.startswith(PREFIXES):  # nearly always
         return None
@@ -71,7 +71,7 @@ def _token(backend: str) -> str:
 
 
 def may_link(result: bytes) -> bool:
-    """Return whether a result may contain a URI: a cheap test that avoids decoding nearly all results."""
+    """Return whether a result may contain a URI: cheap, to avoid decoding most results."""
     return b'"uri"' in result or b'esourceUri"' in result
 
 
@@ -103,7 +103,7 @@ def change_item(raw: bytes, change: Change) -> bytes:
 
 
 def ui_link(raw: bytes) -> str:
-    """Return the URI of the page that a listed tool links to; empty if there is none."""
+    """Return the URI of the page that a listed tool links to, or empty."""
     found: list[str] = []
     if b'esourceUri"' in raw:
         change_item(raw, lambda uri: (found.append(uri), uri)[1])
