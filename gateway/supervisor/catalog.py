@@ -1,4 +1,4 @@
-"""The catalog of the fleet, built from the backends' lists and cached for the next run.
+"""The fleet's catalog, built from the backends' lists and cached for the next run.
 
 `CatalogBuilder` makes a backend's part once per change of that backend, and the snapshot on the first request after a
 change, so a hundred backends that start together cost one snapshot. It has no task and never waits.
@@ -160,7 +160,7 @@ class CatalogCache:
         self._late.intersection_update(names)
 
     def note_change(self) -> None:
-        """Schedule a write of a backend's lists: a client may end this run at any moment."""
+        """Have a backend's lists written soon: a client may end this run any time."""
         self._dirty.set()
 
     def note_late(self, names: Iterable[str]) -> None:

@@ -207,7 +207,7 @@ class SupervisorEvents(Protocol[S_contra]):
     """
 
     def backend_changed(self, supervisor: S_contra, feature: str | None = None) -> None:
-        """Note a change of a backend's state or lists; `feature` is one that the backend has announced."""
+        """Note a change of a backend's state or lists; it has announced a `feature`'s."""
 
     def resource_updated(
         self, supervisor: S_contra, uri: str, params: dict[str, msgspec.Raw], key: str | None = None

@@ -44,7 +44,7 @@ log = logging.getLogger("gateway.supervisor")
 
 
 class ClientSupervisor(Supervisor):
-    """The owner of one client's or call's session; ends when that is idle or has failed."""
+    """The owner of one client's or call's session; ends once that is idle or failed."""
 
     alone = False
     """Whether no further call can arrive, so that a start is of no use once its calls have been cancelled."""
@@ -61,7 +61,7 @@ class ClientSupervisor(Supervisor):
             self.stop()
 
     def freed(self) -> None:
-        """Note that a call has ended; the backend is idle only if both its sessions are."""
+        """Note the end of a call; the backend is idle if both its sessions are."""
         super().freed()
         if self._sibling is not None:
             self._sibling._used_at = self._used_at
@@ -128,7 +128,7 @@ class PerClientSupervisors(Supervisor):
         """Keep the session: each era has its own."""
 
     def _sort_queue(self) -> None:
-        """Move the calls of the other era that were queued before the server's eras were known."""
+        """Move the other era's calls, queued before the server's eras were known."""
         other = self._eras.other
         if self.config.session == "shared" and other is not None and not self._stopping.is_set():
             for pending in self._queue.take(math.inf):
@@ -152,7 +152,7 @@ class PerClientSupervisors(Supervisor):
         return None if private is None or private.settled.is_set() else private
 
     def _keep_listing(self, listing: Listing, feature: str | None) -> None:
-        """Publish the first session's lists, merged with the present or cached ones of the other era."""
+        """Publish the first session's lists, merged with the other era's (present or cached)."""
         known, other = self.listing, self._eras.other
         if self.config.session == "shared" and other is not None:
             private = self._private.get((other,))
@@ -163,7 +163,7 @@ class PerClientSupervisors(Supervisor):
         super()._keep_listing(listing, feature)
 
     def take_over(self, queue: CallQueue) -> None:
-        """Queue the calls of the other era, which the server has refused, and forget its lists."""
+        """Queue the calls of the other era, which the server refused; forget its lists."""
         self._private.pop((self._eras.other,), None)
         super().take_over(queue)
         if self._session is not None:
@@ -244,7 +244,7 @@ class PerClientSupervisors(Supervisor):
         self._events.resource_updated(self, uri, params, key)
 
     def desired_state_of(self, key: str | None) -> DesiredState:
-        """Return the desired state of a client's session; one for a single call has no subscriptions."""
+        """Return the desired state of a client's session; a single call has no subscriptions."""
         return (
             DesiredState(self.desired_state().log_level) if key is None else self._events.desired_state(self.name, key)
         )

@@ -1,4 +1,4 @@
-"""The bounded queue of calls that wait for one backend; only its supervisor's task empties it.
+"""The bounded queue of one backend's waiting calls; only its supervisor's task empties it.
 
 A full queue drops its cancelled calls before it refuses a new one. A call that was sent returns to the queue, in its
 old order and even if the queue is full, when its session died before accepting it, or when the backend died before

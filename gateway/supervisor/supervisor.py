@@ -187,7 +187,7 @@ class Supervisor:
             self.wake()
 
     def login_owed(self, reason: str) -> None:
-        """Note that the start waits for a login: callers do not, and the status shows it."""
+        """Note that the start waits for a login: callers do not; the status shows it."""
         self.last_error = reason
         self.settled.set()
         self.known.set()
@@ -397,7 +397,7 @@ class Supervisor:
         return delay
 
     async def _wait_backoff(self, delay: float | None) -> None:
-        """Wait before the next start: for the backoff, or, if failed or idle, for a caller."""
+        """Wait before the next start: for the backoff, or, failed or idle, a caller."""
         if self._stopping.is_set():
             return
         if delay is None:  # failed or idle

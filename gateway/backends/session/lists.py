@@ -141,7 +141,7 @@ class _Reading:
             self._problems.append(problem)
 
     def fail(self, problem: BackendError, *, again: bool, expected: bool = False) -> None:
-        """Note that the list cannot be read, or only in part; `again`: a retry may help."""
+        """Note that the list is incomplete or missing; `again`: a retry may help."""
         self.failure = problem
         self.unread = again
         if self._spans:

@@ -180,7 +180,7 @@ class ServerRequestRouter:
             owner.notify(Notification(method, members))
 
     def message(self, params: msgspec.Raw, pending: PendingCall | None) -> None:
-        """Pass a log message to the only client it can be for; without one, log it."""
+        """Pass a log message to the only client it can be for, or log it."""
         owner = self.owner(pending)
         try:
             members = jsonrpc.decode_object(params)

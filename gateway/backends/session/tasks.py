@@ -88,14 +88,17 @@ class TaskDriver:
     # Called by the conversation; none of it waits.
 
     def needs_task(self, pending: PendingCall) -> bool:
-        """Return whether to send this call as a possible task, though its tool is not marked so."""
+        """Return whether to send this call as a possible task, even to an unmarked tool."""
         if pending.call.method != "tools/call":
             return False
         # A client may declare the extension although the gateway does not; its call may then become a task too.
         return tasks.EXTENSION.encode() in bytes(pending.call.caller.capabilities) or pending.own_name in self._known
 
     def orphan(self, request_id: int) -> None:
-        """Note that a call was cancelled before its task, to be cancelled with `tasks/cancel`, was known."""
+        """Note that a call was cancelled before its task had an id.
+
+        `tasks/cancel` is sent once it has one.
+        """
         while len(self._orphans) >= MAX_ORPHANS:
             del self._orphans[next(iter(self._orphans))]
         self._orphans[request_id] = None
@@ -122,7 +125,7 @@ class TaskDriver:
         return True
 
     def wants(self, pending: PendingCall, outcome: Outcome) -> bool:
-        """Return whether to send a call again as a task, for lack of which it was refused."""
+        """Return whether a call was refused for not being a task, and to resend it."""
         if (
             pending.as_task
             or pending.over
