@@ -481,5 +481,5 @@ def _explain(problem: Exception, provider: _Flow) -> str:
         text = text.replace(secret, "***")
     text = SECRETS.mask(" ".join(text.split()))[:MAX_PROBLEM]
     if context.oauth_metadata is None and context.protected_resource_metadata is None:
-        return f"wants authorization and offers no OAuth ({text}): put an 'Authorization' entry into 'headers'"
+        return f"requires authorization and offers no OAuth ({text}): put an 'Authorization' entry into 'headers'"
     return f"needs a login, which failed: {text}"

@@ -145,7 +145,9 @@ async def test_a_login_that_fails_says_why(tmp_path: Path) -> None:
         terminal.peer.deny, terminal.peer.has_metadata = False, False
         status, out, err = await terminal.result("login", "s")
         assert (status, out) == (1, "")
-        assert err.startswith("error: backend 's' wants authorization and offers no OAuth (Registration failed: 404)")
+        assert err.startswith(
+            "error: backend 's' requires authorization and offers no OAuth (Registration failed: 404)"
+        )
         terminal.peer.is_open = True
         assert await terminal.result("login", "s") == (0, "s: does not ask for a login\n", "")
 

@@ -344,13 +344,13 @@ async def _forget(harness: Harness) -> None:
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
-        ({"has_metadata": False}, "wants authorization and offers no OAuth (Registration failed: 404)"),
+        ({"has_metadata": False}, "requires authorization and offers no OAuth (Registration failed: 404)"),
         ({"metadata": {"code_challenge_methods_supported": None}}, "does not say that it supports PKCE with S256"),
         ({"metadata": {"issuer": "https://evil.example"}}, "if that issuer is right, set oauth.issuer to it"),
         ({"metadata": {"token_endpoint": "http://mcp.example/token"}}, "needs a login at http://mcp.example, which is not https"),
         ({"metadata": {"authorization_endpoint": "http://a.example/x"}}, "needs a login at http://a.example, which is not https"),
         ({"metadata": {"registration_endpoint": "https://u:p@a.example/x"}}, "which contains a user name or password"),
-        ({"redirect_metadata_to": "http://10.0.0.1/steal"}, "wants authorization and offers no OAuth"),
+        ({"redirect_metadata_to": "http://10.0.0.1/steal"}, "requires authorization and offers no OAuth"),
         ({"iss": "https://evil.example"}, "the login page answered for the issuer https://evil.example, and the login was begun with"),
     ],
 )  # fmt: skip

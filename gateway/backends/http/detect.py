@@ -1,4 +1,4 @@
-"""Detection of the transport that a `url` speaks, if neither the config nor the server's era record names it.
+"""Detection of a `url`'s transport, if neither config nor era record names it.
 
 2026-07-28 basic/transports/streamable-http, "Backward Compatibility": a modern request first, then `initialize`; a
 server that refuses both with 400, 404 or 405, or by closing the connection, is asked for the event stream of the SSE

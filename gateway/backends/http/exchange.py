@@ -1,4 +1,4 @@
-"""One request over streamable HTTP: its POST, and its response as JSON or as a stream of events.
+"""One request over streamable HTTP: its POST, and its response as JSON or events.
 
 Runs in a task of its own in its session's nursery. The request is ended exactly once: by its response or by an error. A
 stream that breaks is resumed if the server gave event ids (2025-11-25 basic/transports, "Resumability and
@@ -216,7 +216,7 @@ class HttpRequest:
                 raise BackendExited(link.config.name, f"{text} (HTTP {refused})")
 
     async def _refused(self, response: httpx2.Response, generation: int, era: Era, *, first: bool) -> bool:
-        """Handle any status but 200; return whether to try again. `era` is the one in which the request was sent."""
+        """Handle any status but 200; return whether to retry. `era` is the request's."""
         link = self._link
         refusal = await read_refusal(response, self.request_id)
         modern = era is Era.MODERN
@@ -249,7 +249,7 @@ class HttpRequest:
             case _ if refusal is not None and refusal.undecodable is not None:
                 text = f"answered {self._method} with HTTP {status}: it {refusal.undecodable}"
             case 401:
-                text = "wants authorization (HTTP 401): put an 'Authorization' entry into 'headers'"
+                text = "requires authorization (HTTP 401): put an 'Authorization' entry into 'headers'"
             case 403:
                 text = f"refuses {self._method} (HTTP 403): its 'headers' do not allow it"
             case 202:

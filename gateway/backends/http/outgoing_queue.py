@@ -1,4 +1,4 @@
-"""The queue of notifications and responses to a backend over HTTP, POSTed one after the other.
+"""The queue of notifications and responses to a backend over HTTP, POSTed in order.
 
 They keep their order, as on a pipe. The queue is bounded; when it is full the newest message is dropped with a warning:
 only a backend that sends requests faster than it accepts responses can fill it.

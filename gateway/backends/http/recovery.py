@@ -117,7 +117,7 @@ async def read_refusal(response: httpx2.Response, request_id: int | None) -> Ref
 
 
 def _find_answer(body: bytes, kind: str, request_id: str) -> jsonrpc.Message | None:
-    """Return the response with this id in a body, else the first; servers send errors with any content type."""
+    """Return the response with this id in a body, whatever its type, else the first."""
     parts = [body]
     if kind == "text/event-stream":
         events = EventParser(MAX_ERROR_BYTES).feed(body + b"\n\n")
@@ -183,7 +183,7 @@ class Renewable(Protocol):
 
     @property
     def is_stateful(self) -> bool:
-        """Whether the server may hold state of this conversation that it can lose: not in the modern era."""
+        """Whether the server may hold state of this conversation: not in the modern era."""
         ...
 
     @property
@@ -192,7 +192,7 @@ class Renewable(Protocol):
         ...
 
     async def probe(self) -> bool:
-        """Send a probe; return whether the server refuses it. Raises BackendExited if the server is gone."""
+        """Probe; return whether the server refuses. Raises BackendExited if it is gone."""
         ...
 
     async def renew(self) -> None:
@@ -205,7 +205,7 @@ class Renewable(Protocol):
 
 
 class Recovery:
-    """Finds out whether the server has lost the session, and replaces it, at most once in `RENEW_INTERVAL`.
+    """Detects and replaces a session that the server has lost, once per `RENEW_INTERVAL`.
 
     If the session is lost again within that time, calls that the transport refused wait, within their deadlines, for
     the end of the interval; other calls get the errors that the server sends meanwhile.
@@ -247,7 +247,7 @@ class Recovery:
             await self._changed.wait()
 
     def refused(self, generation: int, key: str, *, is_call: bool) -> bool:
-        """Note that the transport refused a request; return whether to send it again once it is admitted.
+        """Note a request's refusal by the transport; return whether to send it again.
 
         `key` identifies the target: the tool or the method.
         """
@@ -267,7 +267,7 @@ class Recovery:
         return True
 
     def refused_again(self, key: str) -> None:
-        """Record that a new session refused a request too, so that its next refusal does not cost another session."""
+        """Record that a new session refused it too: its next refusal costs no session."""
         if len(self._incurable) >= MAX_INCURABLE:
             self._incurable.clear()
         self._incurable.add(key)
@@ -281,9 +281,10 @@ class Recovery:
         self._alarm.set()
 
     def doubt(self) -> None:
-        """Check after a failed connection whether the server is still reachable; a no-op before the handshake is over.
+        """Check after a failed connection whether the server is still reachable.
 
-        A server that closes the connection at the era probe is reachable, and `initialize` is still to be sent.
+        A no-op before the handshake is over: a server that closes the connection at the era probe is reachable, and
+        `initialize` is still to be sent.
         """
         if self._session.is_initialized:
             self._alarm.set()

@@ -1,4 +1,4 @@
-"""The common base of sessions over both HTTP transports: each call has a request of its own; posts keep their order.
+"""The common base of both HTTP transports' sessions: a request per call, ordered posts.
 
 The session owns, in one nursery: a task that recovers lost sessions, one for notifications (`OutgoingQueue`), one for
 tasks, and those that the transport starts for its streams and requests. When one of them raises, the session is over.
@@ -147,7 +147,7 @@ class HttpSession(ABC):
         raise problem
 
     def call_failed(self, outcome: Outcome) -> None:
-        """Probe the session if the end of a call may mean that it is lost (`conversation.Exchanges`)."""
+        """Probe the session if a call's end may mean its loss (`contracts.Exchanges`)."""
         match outcome:
             case BackendProtocol() if outcome.status:
                 verdict = judge(outcome.status, None, "", answered=False)
@@ -177,7 +177,7 @@ class HttpSession(ABC):
         """Cancel a request."""
 
     def _start_request(self, run: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Start the task of a request in the session's context: a client's task may have sent the call."""
+        """Start a request's task in the session's context, not in a client's."""
         self._context.run(self._nursery.start_soon, run, *args)
 
     def _post(self, data: bytes) -> None:
@@ -240,7 +240,7 @@ async def open_http_session(
                     text = f"was not ready within {config.connect_timeout:g} s (connect_timeout)"
                     raise BackendTooSlow(config.name, text)
                 yield session
-                nursery.cancel_scope.cancel(reason="the supervisor lets go of the session")
+                nursery.cancel_scope.cancel(reason="the supervisor has closed the session")
         finally:
             session.close(BackendExited(config.name, "was stopped"))
             await session.aclose()

@@ -90,7 +90,7 @@ class SseSession(HttpSession):
             self._settle(request_id)
 
     async def _send(self, request_id: int, method: str, body: bytes, pending: PendingCall | None) -> None:
-        """POST a request; its response arrives on the stream, and only a refusal ends it here."""
+        """POST a request; only a refusal ends it here: its response is streamed."""
         try:
             if await self._attempt(request_id, method, body, pending, first=True):
                 await self._attempt(request_id, method, body, pending, first=False)
@@ -211,7 +211,7 @@ class SseSession(HttpSession):
         self.missed()
 
     def _settle(self, request_id: int | None = None) -> None:
-        """Note that a request on the replaced stream has ended; close the stream with the last one."""
+        """Note the end of a request on the replaced stream; close that with the last."""
         stream = self._replaced
         stream.unanswered = {
             each for each in stream.unanswered if each != request_id and self.conversation.waits_for(each)
@@ -270,7 +270,7 @@ class SseSession(HttpSession):
             endpoint = None
         if endpoint is None or not same_origin(endpoint, self.http.url):
             where = "nowhere" if endpoint is None else f"to {endpoint.scheme}://{endpoint.host}"
-            text = f"wants its messages sent {where}, which is not the origin of its 'url'"
+            text = f"requests its messages to be sent {where}, which is not the origin of its 'url'"
             stream.problem = BackendProtocol(self.config.name, text)
             stream.scope.cancel(reason=text)
             return

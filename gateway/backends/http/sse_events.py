@@ -53,7 +53,7 @@ class EventParser:
         self._at_start = True
 
     def successor(self) -> EventParser:
-        """Return a parser for the next body: it keeps `last_id` and `retry`, and drops an incomplete event."""
+        """Return a parser for the next body, with this one's `last_id` and `retry`."""
         parser = EventParser(self._max)
         parser.last_id, parser.retry = self.last_id, self.retry
         return parser

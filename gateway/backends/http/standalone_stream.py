@@ -81,7 +81,7 @@ class StandaloneStream:
             self.is_running = False
 
     async def _read_stream(self, parser: EventParser) -> bool:
-        """Open the stream once and read it to its end; return whether the server serves one."""
+        """Open the stream and read it to its end; return whether there is one."""
         link, name = self._link, self._link.config.name
         resumed = bool(parser.last_id)
 

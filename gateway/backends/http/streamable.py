@@ -109,7 +109,7 @@ class StreamableSession(HttpSession):
         self._headers.assign(session_id)
 
     async def refresh_tools(self) -> None:
-        """Read the tools again for their annotations, and have the supervisor do so for the catalog."""
+        """Read the tools again for their annotations; have the supervisor do so too."""
         await self.relist("tools")
         self._listener.list_changed("tools")
 

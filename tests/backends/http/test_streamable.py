@@ -422,7 +422,7 @@ async def no_response(request: Request, reply: Reply) -> None:
     [
         (page(200), BackendProtocol, "HTTP 200 and text/html, not MCP"),
         (page(500), BackendProtocol, "HTTP 500 and text/html"),
-        (page(401), BackendProtocol, "wants authorization (HTTP 401)"),
+        (page(401), BackendProtocol, "requires authorization (HTTP 401)"),
         (page(403), BackendProtocol, "HTTP 403"),
         (page(200, "application/json"), BackendProtocol, "without a response to it"),
         (json_body([]), BackendProtocol, "without a response to it"),

@@ -251,14 +251,14 @@ async def test_a_server_refusing_every_request_fails_to_start(refused: list[Kind
     script = make_script({})
 
     def refuse(_params: Any) -> None:
-        script.conversation.finish(script.posted[-1]["id"], Refused("b", "wants authorization"))
+        script.conversation.finish(script.posted[-1]["id"], Refused("b", "requires authorization"))
 
     script.answers |= {kind.list_method: refuse for kind in refused}
     if len(refused) == len(Kind):
         with pytest.raises(Refused):
             await list_everything(script)
     else:
-        assert (await list_everything(script)).warnings == ("wants authorization; no tools are served",)
+        assert (await list_everything(script)).warnings == ("requires authorization; no tools are served",)
 
 
 async def test_the_end_of_the_session_fails_the_start(
