@@ -22,7 +22,7 @@ CONFIG = Flag("--config", "the config file, created if missing", "FILE", parse=P
 
 
 def add(values: Values) -> int:
-    """Write the server, start it once, and show its tools; return 1 if it does not work."""
+    """Write the server, start it once, show its tools; return 1 on a failure."""
     document = Document(values.config)
     keys = (section_of(document), values.name)
     if document.member(keys) is not None and not values.force:

@@ -24,7 +24,7 @@ Chosen = tuple[Command, dict[str, Any]]
 
 
 def read_with_typer(commands: Iterable[Command], words: Sequence[str]) -> Chosen | int:
-    """Return the command and its values, or the exit code if Typer has already printed the output.
+    """Return the command and its values, or the exit code after Typer's own output.
 
     Raises:
         UsageError: the command line is wrong.

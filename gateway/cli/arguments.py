@@ -55,7 +55,7 @@ def typed(texts: dict[str, str], schema: dict[str, Any]) -> dict[str, Any]:
     if schema.get("additionalProperties") is False:
         for key in texts:
             if key not in properties:
-                problem = f"there is not an argument {key!r}"
+                problem = f"there is no argument {key!r}"
                 raise UsageError(problem, f"there are: {', '.join(properties) or 'none'}")
     found: dict[str, Any] = {}
     for key, text in texts.items():

@@ -57,7 +57,7 @@ def run_call(values: Values) -> int:
 
 
 def run_read(values: Values) -> int:
-    """Read a resource and print it; write binary data to stdout unchanged, unless that is a terminal."""
+    """Read a resource and print it; binary data unchanged, unless to a terminal."""
 
     async def read() -> dict[str, Any]:
         async with open_target(values) as target:
@@ -128,7 +128,7 @@ def _size(encoded: Any) -> str:
 
 
 def _offered(kind: Kind, given: dict[str, Any]) -> list[str]:
-    """Return shell completions from the running gateway, or from the last lists of the servers of --config."""
+    """Return shell completions from the running gateway, or --config's last lists."""
     values = Values(url=given.get("url"), state_dir=Path(given["state_dir"]) if given.get("state_dir") else None)
     try:
         if not given.get("config"):

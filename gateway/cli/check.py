@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def run(values: Values) -> int:
-    """Report on every server; return 2 for an invalid file, 1 if `--start` finds a server that does not work."""
+    """Report on every server; return 2 for an invalid file, 1 for failed starts."""
     config: Config | None = None
     removed: list[str] = []
     problems: Sequence[str] = ()

@@ -44,7 +44,7 @@ class Found(NamedTuple):
 
 
 def places(client: str, environ: Mapping[str, str], folder: Path, platform: str = sys.platform) -> list[Path]:
-    """Return the files of a client's servers in order of precedence; `folder` is the current project."""
+    """Return a client's config files in order of precedence; `folder` is the project."""
     home = Path(home_of(environ) or "~")
     config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
     if platform == "win32":
@@ -68,7 +68,9 @@ def places(client: str, environ: Mapping[str, str], folder: Path, platform: str 
 
 
 def read_client(client: str, environ: Mapping[str, str], folder: Path, target: Path) -> Found:
-    """Read the servers of a client or file for the config `target`; return them with the first file's path.
+    """Read the servers of a client or file for the config `target`.
+
+    Return them with the first file's path.
 
     Raises:
         CommandError: there is none, or it is invalid.
@@ -102,7 +104,7 @@ def read_client(client: str, environ: Mapping[str, str], folder: Path, target: P
 
 
 def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
-    """Return the servers in all sections of a client's file; of projects only the current one's."""
+    """Return the servers in all sections of a client's file; only the current project's."""
     if path.suffix in {".yaml", ".yml"}:
         problem = f"{path}: YAML is not supported yet"
         raise CommandError(problem, "write its servers as JSON, and import that file")
@@ -141,7 +143,10 @@ def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def runs_gateway(raw: dict[str, Any], target: Path | None = None, folder: Path | None = None) -> bool:
-    """Return whether an entry starts a gateway: any, or one with the config `target` or without a config."""
+    """Return whether an entry starts a gateway.
+
+    With `target`, only one with that config or without any counts.
+    """
     command: Any = raw.get("command")
     parts: list[str] = [*(command if isinstance(command, list) else [command or ""]), *raw.get("args", ())]
     words = [word for part in parts for word in str(part).split("=", 1)]

@@ -62,7 +62,7 @@ def run(values: Values) -> int:
 
 
 def examine(config: Config, values: Values) -> dict[str, dict[str, Any]]:
-    """Start each server of a config once, save its lists, and return the findings by server."""
+    """Start each server once, save its lists, and return the findings by server."""
     warn_of_state(values)
     quiet = logging.NullHandler()  # the report includes the relevant log lines
     log = logging.getLogger("gateway")
@@ -120,7 +120,7 @@ async def _examine_all(config: Config, store: Store) -> dict[str, dict[str, Any]
 
 
 def _recorded(store: Store, server: ServerConfig) -> dict[str, Any] | None:
-    """Return the recorded era and version used for the server's next start; null if it would be probed."""
+    """Return the recorded era and version for the next start; null means a probe."""
     record = store.load_era(server)
     if record is None or not 0 <= time.time() - record.at <= ERA_MAX_AGE:
         return None

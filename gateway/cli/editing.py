@@ -151,7 +151,7 @@ class _Member(NamedTuple):
 
 
 def edit_json(text: str, keys: Sequence[str], value: Any) -> str:
-    """Set the value at this path of a JSON text with comments, or remove it (None); return the text."""
+    """Set or remove (None) the value at a path of a commented JSON text."""
     text = text if text.strip() else "{}\n"
     at = _skip(plain_json(text), 0)
     for depth, key in enumerate(keys):
@@ -171,7 +171,7 @@ def edit_json(text: str, keys: Sequence[str], value: Any) -> str:
 
 
 def _members(text: str, at: int) -> tuple[list[_Member], int]:
-    """Return the members of the object that begins there, and the offset of its closing brace."""
+    """Return the object's members, and the offset of its closing brace."""
     plain = plain_json(text)  # without trailing commas, which no decoder accepts
     marks = _COMMENT.sub(lambda found: found[1] or re.sub(r"[^\n]", " ", found[0]), text)
     if plain[at] != "{":
@@ -236,7 +236,7 @@ def _laid_out(value: Any, indent: str) -> str:
 
 
 def edit_toml(document: Document, keys: Sequence[str], value: Any) -> str:
-    """Remove the tables of an entry and append a new one; refuse entries that are not separate tables."""
+    """Remove an entry's tables and append a new one; refuse other forms."""
     import tomllib
 
     text = document.text

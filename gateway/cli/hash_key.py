@@ -28,7 +28,7 @@ def key_name(text: str) -> str:
 
 
 def run(values: Values) -> int:
-    """Make a key, or hash the one on stdin, and print the entries for client and config."""
+    """Make a key, or hash stdin's; print the entries for client and config."""
     from gateway.access import keys
 
     key = None
@@ -51,7 +51,7 @@ def run(values: Values) -> int:
 COMMANDS = (
     Command(
         "hash-key",
-        "make a key for a client, and the hash of it for the config",
+        "make a key for a client, and its hash for the config",
         run,
         (
             Flag("NAME", "name of its owner, for logs", "NAME", "client", key_name),

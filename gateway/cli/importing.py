@@ -119,7 +119,7 @@ def agreed(question: str) -> bool:
 
 
 def section_of(document: Document) -> str:
-    """Return the key of our config's section of servers. Raises CommandError if it is not an object."""
+    """Return our config's key of the servers. Raises CommandError unless an object."""
     section = "servers" if "servers" in document.root else "mcpServers"
     if not isinstance(document.root.get(section, {}), dict):
         problem = f"{document.path} is not a config; nothing was written"

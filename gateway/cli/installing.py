@@ -92,7 +92,7 @@ TABLE: Final = {
 
 
 class Change(NamedTuple):
-    """The planned change for one client: an edit of a file, or a run of its own command."""
+    """The planned change for one client: a file's edit, or its own command."""
 
     client: str
     shown: str
@@ -234,7 +234,7 @@ def _apply(change: Change) -> None:
 
 
 def connect_command(config: Path, names: Sequence[str], *, view: str | None = None) -> list[str]:
-    """Return the command line for a client, with absolute paths, since clients have their own PATH."""
+    """Return a client's command line, with absolute paths: clients have their own PATH."""
     script = Path(sys.executable).with_name("mcp-gateway")
     program = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "gateway"]
     chosen = [] if view is None else ["--view", view]

@@ -1,4 +1,4 @@
-"""`mcp-gateway login NAME` and `logout NAME`: the tokens of one backend, with or without a gateway running.
+"""`mcp-gateway login NAME` and `logout NAME`: one backend's tokens, even without a gateway.
 
 A running gateway that waits for this login detects the tokens in the state directory.
 """

@@ -60,7 +60,7 @@ ADDRESS = (
 
 
 def split_address(url: str) -> tuple[str, str | None]:
-    """Split a gateway's address into a URL and its Unix socket, None for a network address.
+    """Split a gateway's address into a URL and its Unix socket, if any.
 
     `serve --uds` prints `http://unix:/PATH/OF/SOCKET:/mcp`.
     """

@@ -42,7 +42,7 @@ class UsageError(CommandError):
 
 
 def print_error(text: str) -> None:
-    """Write one or more lines to stderr in one piece, since another thread writes the logs there."""
+    """Write lines to stderr in one piece: another thread writes logs there."""
     with suppress(OSError):  # stderr has no reader, but the gateway can still serve
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
@@ -61,7 +61,7 @@ def warn(text: str) -> None:
 
 
 def painted(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """Return the text in a colour, if the stream (default: stderr) supports it and the user wants it."""
+    """Return the text in a colour if the stream (default: stderr) may have one."""
     return f"\x1b[{colour}m{text}\x1b[0m" if has_colour(stream or sys.stderr) else text
 
 

@@ -73,9 +73,10 @@ def refusal(problem: dict[str, Any], otherwise: str = "") -> CommandError:
 
 
 def find_running(values: Values) -> dict[str, Any]:
-    """Return the report of the running gateway, or of the one in `--url`; for a URL it has only `urls`.
+    """Return the report of the running gateway, or of the one in `--url`.
 
-    Of several, a single one over HTTP is preferred, since desktop clients have their own on stdio.
+    For a URL it has only `urls`. Of several, a single one over HTTP is preferred, since desktop clients have their own
+    on stdio.
 
     Raises:
         CommandError: there is none, or more than one.

@@ -1,4 +1,4 @@
-"""`mcp-gateway fields` and `schema`: every field of the config file, as Markdown tables and as a JSON Schema."""
+"""`mcp-gateway fields` and `schema`: all config fields, as Markdown and JSON Schema."""
 
 from __future__ import annotations
 

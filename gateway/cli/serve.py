@@ -118,7 +118,7 @@ def run(values: Values) -> int:
 
 
 def _usable(store: Store) -> Store | None:
-    """Return the store, or None if other users can write it: this run then has no state."""
+    """Return the store, or None (no state) if other users can write it."""
     try:
         store.check()
     except ConfigError as exc:

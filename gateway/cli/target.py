@@ -1,4 +1,4 @@
-"""The target of `list`, `call`, `read` and `prompt`: the servers of a config, or a running gateway.
+"""The target of `list`, `call`, `read` and `prompt`: a config's servers, or a gateway.
 
 Both are a gateway inside this process (`gateway.embed.open_gateway`): of the config's servers, started only if needed,
 or of the single server in `--url`, whose tools keep their names. The command line is its client, a legacy one with
@@ -86,7 +86,7 @@ class Target:
         self._peer = peer
 
     async def list(self, kind: Kind) -> list[dict[str, Any]]:
-        """List one kind under public names, without the servers that are not ready in time (`problems`)."""
+        """List one kind under public names, without servers that are late (`problems`)."""
         await self._gateway.fleet.first_starts(era=Era.LEGACY)
         page = self._gateway.fleet.snapshot().page(kind, None, None, View.LATEST)
         return [jsonrpc.decode_any(raw) for raw in jsonrpc.decode_array(b"[" + page.joined + b"]")]
@@ -175,7 +175,7 @@ class Target:
 
 @asynccontextmanager
 async def open_target(values: Values, name: str = "") -> AsyncGenerator[Target]:
-    """Open the target of the flags, limited to the servers that may own the public name if they can be determined."""
+    """Open the target of the flags, if possible only with the name's possible owners."""
     if values.config is not None and values.url is not None:
         problem = "--config and --url exclude each other; keep one"
         raise UsageError(problem)
@@ -210,7 +210,7 @@ def _for_once(config: Config, servers: dict[str, Any]) -> Config:
 
 
 def _config_of_peer(report: dict[str, Any], given: list[tuple[str, str]]) -> Config:
-    """Return a config with the server in `--url` or in a running gateway's report as its only server."""
+    """Return a config with only the server in `--url` or a running gateway's report."""
     if not report["urls"]:
         problem = f"the gateway {report['pid']} serves stdio, for its own client only"
         raise CommandError(problem, "--config FILE starts the servers temporarily; `list` works here")

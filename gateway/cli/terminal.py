@@ -34,7 +34,7 @@ class EndOfAnswers(Exception):
 
 
 class Terminal:
-    """The terminal of one call; a context manager that removes the progress bar at the end."""
+    """One call's terminal; a context manager that removes the progress bar at its end."""
 
     def __init__(self, title: str, read_line: ReadLine | None = None) -> None:
         self._title = title
