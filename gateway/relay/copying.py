@@ -1,4 +1,4 @@
-"""Copying of lines between a client's stdio and a gateway, which is replaced after a crash.
+"""Copying of lines between a client's stdio and a gateway, replaced after a crash.
 
 Whole lines are copied, so that a dying gateway leaves no partial line; a line that is too long to buffer is streamed,
 and skipped to its end if the gateway dies in the middle. Each direction buffers at most one read; its source is not
@@ -34,7 +34,7 @@ GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 class Direction:
-    """One direction: splits the input into lines and passes each to `note`, which returns the bytes to copy."""
+    """One direction: passes each line to `note`, which returns the bytes to copy."""
 
     def __init__(self, note: Callable[[bytes, bool], bytes]) -> None:
         self._note = note

@@ -1,4 +1,4 @@
-"""The socket of a config's gateway: one for each user, config, version and set of variables.
+"""The socket of a config's gateway: one per user, config, version and variables.
 
 The name of the socket is a digest of everything that clients of one gateway must share. Its directory is private to the
 user, so that no other user can create a socket there.

@@ -98,7 +98,7 @@ class SessionRecord:
     # From the gateway, whose responses begin with their id.
 
     def note_answer(self, line: bytes) -> bytes:
-        """Record one line of the gateway, or the beginning of a long one; return what to send to the client."""
+        """Record one line of the gateway, perhaps cut; return the bytes for the client."""
         if line[:1] == b"[":
             for message in _messages(line):
                 self._answered(_id_of(message))
@@ -168,7 +168,7 @@ def _changes(line: bytes) -> bytes:
 
 
 def _id_at_end(line: bytes) -> Id | None:
-    """Return the id if it is the last member of the message, except perhaps for the version."""
+    """Return the id if it is the message's last member, except perhaps the version."""
     at = line.rfind(b'"id"', -EDGE_BYTES)
     if at < 0:
         return None
@@ -205,7 +205,7 @@ def _id_of(message: dict[str, Any]) -> Id | None:
 
 
 def _messages(line: bytes) -> list[dict[str, Any]]:
-    """Return the messages of a line, single or a batch; none for invalid JSON, which the gateway will report."""
+    """Return the messages of a line; none for invalid JSON, which the gateway reports."""
     try:
         decoded: Any = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError):
