@@ -39,7 +39,7 @@ class AdminAccess:
     """Decides whether a request may read or change."""
 
     def __init__(self, mode: Mode, *, host: str, token: str | None = None) -> None:
-        """Create it for a gateway that listens on `host`; without a token, every token is rejected.
+        """Create it for a gateway that listens on `host`; None rejects every token.
 
         Raises:
             ConfigError: `open` anywhere but on loopback.
@@ -76,7 +76,7 @@ class AdminAccess:
 
 
 def find_token(given: str | None, environ: Mapping[str, str], store: Store | None) -> str | None:
-    """Return the admin token: as given, from the environment, or from the state directory (created if missing).
+    """Return the admin token: given, from the environment, or from the state directory.
 
     Raises:
         ConfigError: the given token is too short.

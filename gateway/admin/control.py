@@ -1,8 +1,8 @@
-"""The control socket: a Unix socket of mode 0600 in the state directory, in every mode, also stdio.
+"""The control socket: a Unix socket in the state directory, in every mode.
 
 One request per connection: the client connects, writes a line, reads one JSON document, and the connection closes. The
 line is `ps`, or a command as JSON, such as `{"do": "restart", "name": "time"}`. Only the user who runs the gateway can
-connect; the file has its mode before the socket listens.
+connect: the file has mode 0600 before the socket listens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_QUESTION: Final = 1_024
 """Bytes of a request."""
 MAX_CONNECTIONS: Final = 16
 """Concurrent connections; further ones wait in the socket's backlog."""
-UNKNOWN_QUESTION: Final = jsonrpc.encode({"error": "unknown question; ask ps"})
+UNKNOWN_QUESTION: Final = jsonrpc.encode({"error": "unknown request; send ps"})
 
 log = logging.getLogger("gateway.control")
 
@@ -76,7 +76,7 @@ async def run_command(question: bytes, management: Management) -> bytes:
 
 
 async def serve_control(store: Store, answer: Callable[[bytes], Awaitable[bytes]]) -> None:
-    """Answer requests with `answer` until cancelled. Log a warning and return if no socket can be created."""
+    """Answer requests with `answer` until cancelled; return if no socket can be created."""
     try:
         path = store.socket_path()
         listener = _listen(path)

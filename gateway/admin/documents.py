@@ -1,4 +1,4 @@
-"""Documents of the management API as Structs: the source of both the responses and the OpenAPI document.
+"""The management API's documents as Structs: the source of responses and OpenAPI document.
 
 Durations are in seconds unless the name says otherwise; timestamps are ISO 8601 in UTC.
 """

@@ -1,4 +1,4 @@
-"""The management API beside the MCP endpoint, as an ASGI app that `app` hands to the HTTP frontend.
+"""The management API as an ASGI app, which `app` passes to the HTTP frontend.
 
 Routed by Starlette, which is imported only if the gateway serves HTTP. Every response is JSON, errors too. Cheap checks
 come first: access, then the content type, then the body.
@@ -32,7 +32,7 @@ _INVALID: Final = "Invalid server configuration."
 
 
 def make_admin_app(management: Management, access: AdminAccess, operations: Iterable[Operation] = OPERATIONS) -> Any:
-    """Return the ASGI app; with `--admin off` it has only the two probes and a bare `/health`."""
+    """Return the ASGI app; with `--admin off`, only two probes and a bare `/health`."""
     from starlette.applications import Starlette
     from starlette.responses import Response
     from starlette.routing import Route
@@ -54,7 +54,7 @@ def make_admin_app(management: Management, access: AdminAccess, operations: Iter
     app.router.redirect_slashes = False
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a path with a trailing slash like the one without: not every client follows a redirect."""
+        """Ignore a trailing slash: not every client follows a redirect."""
         if scope["type"] == "http":
             scope = {**scope, "path": without_slash(scope["path"])}
         await app(scope, receive, send)

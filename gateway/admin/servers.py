@@ -1,4 +1,4 @@
-"""The management API without HTTP: reads snapshots of the fleet and requests changes from the reloader."""
+"""The management API without HTTP: reads fleet snapshots, requests changes from the reloader."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Management:
         gauges: Mapping[str, Callable[[], int]] | None = None,
         audit_lines_dropped: Callable[[], int] = int,
     ) -> None:
-        """Create it; `gauges` reads the metrics in `gateway.admin.metrics.FAMILIES` that only the frontends know."""
+        """Create it; `gauges` reads the metrics that only the frontends know (`metrics.FAMILIES`)."""
         self.feed = Feed(router.fleet)
         self.gauges = gauges or {}
         self.audit_lines_dropped = audit_lines_dropped
@@ -79,7 +79,7 @@ class Management:
         return access is not None and access.says_something
 
     def is_ready(self) -> bool:
-        """Return whether clients can be served: every required server is ready or starts with its next call."""
+        """Return whether every required server is ready or starts with its next call."""
         if self._draining():
             return False
         for server in self._fleet.config.servers.values():
@@ -93,7 +93,7 @@ class Management:
         return True
 
     def health(self) -> doc.Health:
-        """Return the gateway's health; 200 as soon as the socket is open, whatever the state of the backends."""
+        """Return the gateway's health: 200 once the socket is open, whatever the backends' state."""
         return doc.Health(
             status="draining" if self._draining() else "ok",
             transport=self._transport,
@@ -128,7 +128,7 @@ class Management:
         })  # fmt: skip
 
     async def list_all(self) -> bytes:
-        """Return the catalog by kind and the servers with problems and warnings; waits as a client's list does."""
+        """Return the catalog, and problems and warnings by server; wait like a list."""
         await self._fleet.first_starts()
         snapshot, statuses = self._fleet.snapshot(), self._fleet.statuses()
         pages = {kind.member: snapshot.page(kind, None, None, View.LATEST).joined for kind in Kind}
@@ -148,7 +148,7 @@ class Management:
         """Everything about one server. Raises UnknownServer."""
         config = self._fleet.config.servers.get(name)
         if config is None:
-            text = f"no server is called {name!r}{did_you_mean(name, self._fleet.config.servers)}"
+            text = f"there is no server {name!r}{did_you_mean(name, self._fleet.config.servers)}"
             raise UnknownServer(text)
         supervisor = self._fleet.supervisors.get(name)
         history = CallStats() if supervisor is None else supervisor.history
@@ -173,7 +173,7 @@ class Management:
             stderr=[shown(line) for line in history.stderr],
         )
 
-    # Changing. All raise ConfigError, Busy and ShuttingDown without having changed anything.
+    # Changing. Each may raise ConfigError, Busy or ShuttingDown, and has then changed nothing.
 
     async def add(self, body: bytes) -> doc.Added:
         """Add or replace the servers of a config."""

@@ -1,4 +1,4 @@
-"""The live tree: session -> call -> backend -> process, with ages and what each waits for."""
+"""The live tree: session, call, backend, process, with ages and causes of waits."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ async def test_an_unresponsive_gateway_is_reported_and_hides_none(state):
 async def test_another_question_gets_an_error(state, question):
     async with opened(state):
         (path,) = sockets(state)
-        assert "unknown question" in json.loads(await ask_socket(path, question))["error"]
+        assert "unknown request" in json.loads(await ask_socket(path, question))["error"]
 
 
 async def test_silent_or_verbose_clients_delay_no_other(state):
