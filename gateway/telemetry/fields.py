@@ -76,7 +76,7 @@ _works_for: ContextVar[dict[str, object] | None] = ContextVar("works_for", defau
 
 
 def works_for(**fields: object) -> None:
-    """Set the log context of this task and of tasks that it starts from now on; see `FIELDS`."""
+    """Set the log context of this task and of tasks it starts later (`FIELDS`)."""
     _works_for.set({**(_works_for.get() or {}), **fields})
 
 
@@ -90,7 +90,7 @@ def details_of(record: logging.LogRecord) -> dict[str, object]:
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """Return the call, session and backend of a record, as far as known. Call it in the task that logs."""
+    """Return a record's known call, session and backend. Call it in the logging task."""
     known = _works_for.get() or {}
     found: dict[str, object] = {}
     for name in FIELDS:

@@ -98,7 +98,7 @@ class LineFile:
                 log.error("the last lines were not written to the audit file %s: %s", self.path, exc)
 
     async def _write(self, *, last: bool = False) -> None:
-        """Write the queued lines, even if cancelled. Raises OSError and keeps lines that were not written."""
+        """Write the queued lines, even if cancelled; keep unwritten ones. Raises OSError."""
         if not self._thread.available_tokens:
             raise OSError(errno.ETIMEDOUT, "the previous lines have not been written yet")
         lines, lost = list(self._lines), self._lost

@@ -1,4 +1,4 @@
-"""Logging to stderr through a bounded queue and one thread, so that a stalled reader blocks nothing else.
+"""Logging to stderr through a bounded queue and one thread, undelayed by its reader.
 
 Invariant: nothing here waits for stderr or writes to stdout. `open_logging` owns the thread; on leaving, the thread
 gets a bounded time to write the queued lines and is then abandoned.
