@@ -1,7 +1,7 @@
-"""Two small MCP servers on stdio, standard library only: `python servers.py calculator` and `python servers.py echo`.
+"""Two small MCP servers on stdio, standard library only.
 
-Run by path as a separate program, so that a demo child costs only a bare interpreter. Implements the legacy handshake
-(2025-11-25 basic/lifecycle), and exits at EOF on stdin.
+`python servers.py calculator` or `python servers.py echo`: run by path as a separate program, so that a demo child
+costs only a bare interpreter. Implements the legacy handshake (2025-11-25 basic/lifecycle), and exits at EOF on stdin.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The guided first run: a gateway with two servers, one real client, one call, and config snippets."""
+"""The guided first run: a gateway with two servers, one client, one call, config snippets."""
 
 from __future__ import annotations
 
