@@ -1,4 +1,4 @@
-"""`python -m benchmarks QUESTION`, or `bin/bench QUESTION`: the cost of the gateway, measured on this machine.
+"""`python -m benchmarks QUESTION`, or `bin/bench QUESTION`: the cost of the gateway, measured here.
 
 `python -m benchmarks QUESTION --help` describes a question and its method. `all` runs them one after the other.
 `--config FILE --tool NAME` (the question `own`) measures your own backends.

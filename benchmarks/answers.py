@@ -1,4 +1,4 @@
-"""The checks of answers. A load generator that accepts anything would measure how fast a server can be wrong."""
+"""The checks of answers: accepting anything would measure how fast a server can be wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 FIRST_ID = 1_000_000  # ids have seven digits, so that a request's length does not depend on its number
 TEXT = "hello, is anybody there? %d"
 
-# The bare app's constant: the answer of the echo backend to the first request, byte for byte as long.
+# The bare app's constant: the answer of the echo backend to the first request, with the same length in bytes.
 CONSTANT = json.dumps(
     {"jsonrpc": "2.0", "id": FIRST_ID, "result": {"content": [{"type": "text", "text": TEXT % FIRST_ID}]}},
     separators=(",", ":"),
@@ -18,7 +18,7 @@ NONE_IN_TIME = "not one call was answered within the measured time"
 
 
 class WrongAnswer(Exception):
-    """The server answered wrongly, or another request."""
+    """The answer is wrong, or answers another request."""
 
 
 def check_constant(body, _request_id):
@@ -38,7 +38,7 @@ def check_echo(body, request_id):
 
 
 def check_list(entries, expected):
-    """Check all pages of a list together: exactly this many tools, unique names, each with a schema."""
+    """Check all pages of a list: exactly this many tools, unique names, schemas."""
     names = {entry["name"] for entry in entries if entry["inputSchema"]["type"] == "object"}
     if not len(names) == len(entries) == expected:
         raise WrongAnswer(f"{len(entries)} tools with {len(names)} names, not {expected}")

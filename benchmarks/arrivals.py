@@ -1,9 +1,9 @@
-"""Open loop beside closed loop: calls are due at a fixed rate, and a latency counts from when a call was due.
+"""Open loop beside closed loop: calls are due at a fixed rate.
 
-A closed loop waits with its next call while a server stalls, and so measures one bad latency where many clients would
-have had one. The rates are fractions of the closed loop's with 16 connections in this run, for the bare app on stock
-Hypercorn and for the gateway over HTTP, each of its own; 64 connections send the calls that are due. Backend: stdlib
-echo.
+In an open loop a latency counts from when a call was due. A closed loop delays its next call while a server stalls, and
+so measures one bad latency where many clients would have had one. The rates are fractions of the closed loop's with 16
+connections in this run, each server's own: the bare app on stock Hypercorn, and the gateway over HTTP. 64 connections
+send the calls that are due. Backend: stdlib echo.
 """
 
 from __future__ import annotations

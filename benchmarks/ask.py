@@ -1,4 +1,4 @@
-"""Question: what do server requests and notifications in the middle of a call, and waiting clients, cost?
+"""Question: what do server requests, notifications during calls, and waiting clients cost?
 
 Method: a legacy server on pipes, called directly and through the gateway in stdio mode, one call at a time: a plain
 call, one that asks for an elicitation, one with 20 progress notifications; then the same elicitation for a modern
@@ -61,7 +61,7 @@ def run(options):
     claims = time_claims(times)
     claims.append(rate_claim(rounds, seconds))
     size = bytes_of_suspended(SUSPENDED)
-    claims.append(Claim("a parked call", Figure.of([size]), "KB", 1e-3, most=10))
+    claims.append(Claim("a suspended call", Figure.of([size]), "KB", 1e-3, most=10))
     claims += session_claims(options.sessions or (100 if options.quick else 500))
     rows = [[name, Figure.of(found).show(1e3, 3)] for name, found in times.items()]
     return claims, (render(["p50 of a call", "ms"], rows), times)
@@ -87,7 +87,7 @@ class Pipes:
         self.child.stdin.flush()
 
     def request(self, method, params):
-        """Return the result; answer every server request on the way."""
+        """Return the result; answer every server request meanwhile."""
         self.last_id += 1
         self.send({"jsonrpc": "2.0", "id": self.last_id, "method": method, "params": params})
         self.notices = 0
@@ -158,7 +158,7 @@ def measure_times(rounds, calls):
             "plain": through.plain,
             "elicitation, direct": direct.ask,
             "elicitation": through.ask,
-            "elicitation, parked": through.park,
+            "elicitation, suspended": through.park,
             f"{STEPS} progress, direct": direct.report,
             f"{STEPS} progress": through.report,
         }
@@ -189,8 +189,8 @@ def time_claims(times):
         Claim("an elicitation round trip: added p50", differences(added("elicitation"), plain), "ms", 1e3, most=0.5),
         Claim("a progress notification: added p50", Figure.of(progress), "ms", 1e3, most=0.5),
         Claim(
-            "parking and resuming, over asking a legacy client: added p50",
-            differences(times["elicitation, parked"], times["elicitation"]),
+            "suspending and resuming, over asking a legacy client: added p50",
+            differences(times["elicitation, suspended"], times["elicitation"]),
             "ms",
             1e3,
             most=1,
@@ -213,7 +213,7 @@ def rate_claim(rounds, seconds):
 
 
 def bytes_of_suspended(count):
-    """Return the bytes that one suspended call keeps alive, its part in its backend's session included."""
+    """Return the bytes that one suspended call keeps alive, also in its backend's session."""
     return trio.run(_count_suspended, count)
 
 
@@ -249,7 +249,7 @@ async def _count_suspended(count):
         flow = CallStream(None, pending)
         result = await parking.park(flow, await flow.next())
         if not isinstance(result, bytes):
-            raise WrongAnswer(f"not parked: {result}")
+            raise WrongAnswer(f"not suspended: {result}")
 
     limit, room.MAX_PARKED = room.MAX_PARKED, 2 * count
     try:

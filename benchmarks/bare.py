@@ -1,4 +1,4 @@
-"""The baseline: stock Hypercorn on trio and an ASGI app that reads the body and answers a constant.
+"""The baseline: stock Hypercorn on trio, with an ASGI app that answers a constant.
 
 `python -m benchmarks.bare` serves on a free port of 127.0.0.1, names it on stderr as the gateway does, and ends on
 SIGTERM. With `--own` the gateway's HTTP server, which overrides parts of Hypercorn, serves the same app instead: this

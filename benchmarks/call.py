@@ -6,11 +6,11 @@ behind a relay that only copies bytes (`relay.py`), and behind the gateway in st
 Every answer is checked against its request. Ratios and differences are taken within a round; their median and range are
 reported. The backend is the stdlib echo, so that the gateway's own cost shows, unless another is chosen.
 
-The other parts: `relay` (HTTP calls over a relay that does nothing else, `relay.py`), and with up to three rounds each
-`payloads` (results from 100 B to 1 MB), `transports` (every frontend with every backend transport), `flight` (64 calls
-in flight, stdio to stdio), `arrivals` (open loop beside closed loop), `owner` (the rate at which the process that owns
-the backends would be full, if HTTP were served by others); see the modules of these names. Units: calls per second,
-MB/s, milliseconds.
+The other parts: `relay` (HTTP calls compared with a relay that does nothing else, `relay.py`), and with up to three
+rounds each `payloads` (results from 100 B to 1 MB), `transports` (every frontend with every backend transport),
+`flight` (64 calls in flight, stdio to stdio), `arrivals` (open loop beside closed loop), `owner` (the rate at which the
+process that owns the backends would be full, if HTTP were served by others); see the modules of these names. Units:
+calls per second, MB/s, milliseconds.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def measure_owner(rounds, seconds, _options):
 
 
 def make_steps(ports, command, stdio_gateway, options):
-    """Name of a step -> spec for the load generator; a name is (who, era, calls in flight)."""
+    """Name of a step -> spec for the load generator; names are (who, era, window)."""
     steps = {}
     bare_port, own_port, gateway_port = ports
     for calls in (1, MANY):

@@ -1,4 +1,4 @@
-"""Clients over HTTP with one call in flight each: one connection, or the stream and the posts of the SSE transport.
+"""Clients over HTTP with one call in flight each, also over the SSE transport.
 
 `send` writes a request; `receive(fd)`, called when a socket is readable, gives (status, answer) once both are complete.
 """
@@ -83,7 +83,7 @@ class HttpCaller:
 
 
 class SseCaller:
-    """The transport of 2024-11-05: a GET that stays open carries the answers, posts go to the address it names."""
+    """The transport of 2024-11-05: answers on an open GET, posts to its address."""
 
     def __init__(self, spec, question, shared=None):
         del shared

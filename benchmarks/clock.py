@@ -1,4 +1,4 @@
-"""The clocks of a measurement, and its results: latencies counted from the send, or from when it was due."""
+"""The clocks of a measurement, and its results: latencies since send or due time."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 
 def now():
-    """Seconds on a clock that all processes of the machine share."""
+    """Return seconds on a clock that all processes of the machine share."""
     return time.perf_counter()
 
 
 class ClosedLoop:
-    """A closed loop: each answer releases the next call. Calls answered within the measured time count."""
+    """A closed loop: each answer releases the next call.
+
+    Calls answered within the measured time count.
+    """
 
     def __init__(self, seconds):
         self.seconds = seconds
@@ -28,7 +31,7 @@ class ClosedLoop:
         self.answered = 0  # also before and after the measured time
 
     def add(self, sent, answered):
-        """Whether the measurement continues."""
+        """Add an answer; return whether the measurement continues."""
         self.answered += 1
         if self.begin <= answered <= self.end:
             self.latencies.append(answered - sent)
@@ -39,7 +42,7 @@ class ClosedLoop:
 
 
 class OpenLoop:
-    """An open loop: calls are due at a fixed rate, answered or not, so every call that a stall delays counts.
+    """An open loop: calls are due at a fixed rate, so every delayed call counts.
 
     A latency counts from when the call was due, so a client that could not send in time hides nothing.
     """

@@ -1,10 +1,10 @@
 """Question: what do access control and the audit cost?
 
 Method: four gateways over HTTP before one stdlib echo each: with neither; with the audit in a file; in the log; with
-keys and the audit in a file. In each round one after the other, in a different order each round, 16 connections in each
-era, every answer checked. Ratios are taken within a round, over the gateway with neither; their median and range are
-reported, and the CPU time of the gateway's process per call, which other work on the same cores hardly changes. It
-also checks that the file has a line for each call, and exits with status 1 if not.
+keys and the audit in a file. Each round measures all of them, in a different order, with 16 connections in each era;
+every answer is checked. Ratios are taken within a round, over the gateway with neither. Reported are their median and
+range, and the CPU time per call of the gateway's process, which other work on the same cores hardly changes. It also
+checks that the file has a line for each call, and exits with status 1 if not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The baseline for starting: `python -m benchmarks.direct COUNT [--list]` starts this many echo servers together.
+"""The baseline for starting: a program that starts many echo servers together.
 
-A trio program with one task per child: start it, `initialize`, and with `--list` also `notifications/initialized` and
-`tools/list`, as a gateway must before it can offer anything. Prints the seconds it took inside, then ends them all.
+`python -m benchmarks.direct COUNT [--list]`: a trio program with one task per child: start it, `initialize`, and with
+`--list` also `notifications/initialized` and `tools/list`, as a gateway must before it can offer anything. It prints
+the seconds that this took, then ends all children.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One gateway before a zoo of ten children, and one way to end it: `run_once(ENDING, ...)`."""
+"""One gateway before a zoo of ten children, ended in one way: `run_once(ENDING, ...)`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ POLL = 0.01
 
 @dataclass
 class Outcome:
-    """The remains of one run; times are seconds from the ending to the end of the last marked process."""
+    """The remains of one run, in seconds from the ending to the last process's end."""
 
     ending: str
     transport: str
@@ -107,7 +107,10 @@ class Run:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def wait_log(self, text, count, within=START_WITHIN):
-        """Poll the log until the text appears `count` times; a request would have the gateway check its children."""
+        """Poll the log until the text appears `count` times.
+
+        A request would make the gateway check its children.
+        """
         until = time.monotonic() + within
         while (log := self.log()).count(text) < count:
             if time.monotonic() > until or self.process.poll() is not None:
@@ -186,7 +189,7 @@ ENDINGS = {
     "removal over HTTP": None,  # see _remove
 }
 KILLED = {"SIGKILL", "SIGKILL of the group"}
-"""Endings after which no process is left to reap: zombies are init's business, and are not counted."""
+"""Endings after which no process is left to reap: zombies are left to init, and not counted."""
 FIRST = {"restart", "removal over HTTP"}
 """Endings in which the children end before the gateway does, by SIGTERM."""
 FRONTENDS = {"stdin EOF": "stdio", "removal over HTTP": "streamable-http"}
@@ -195,7 +198,10 @@ STATUS = dict.fromkeys(ENDINGS, 0) | {"crash by a bug": 1} | dict.fromkeys(KILLE
 
 
 def run_once(ending, transport="stdio", *, zoo=ZOO, shutdown_grace=SHUTDOWN_GRACE):
-    """Start, wait until all are ready, end, and count the remains. The caller is a subreaper without other children."""
+    """Start, wait until all are ready, end, and count the remains.
+
+    The caller is a subreaper without other children.
+    """
     transport = FRONTENDS.get(ending, transport)
     program = "benchmarks.instrumented" if ending == "crash by a bug" else "gateway"
     mark = f"zoo-{secrets.token_hex(8)}"
@@ -238,7 +244,7 @@ def _end(run, mark, outcome, shutdown_grace):
 
 
 def _restart(run, mark, outcome, shutdown_grace):
-    """SIGKILL every child: their descendants must go, and the gateway must have as many open files as before."""
+    """SIGKILL every child: descendants must end, and the number of open files stay."""
     old, fds = oracle.marked(mark), run.fds()
     children = [pid for pid in old if (row := oracle.stat(pid)) is not None and row[1] == run.pid]
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Question: what latency does a light client see beside a flood, a slow backend, or slow readers?
+"""Question: what latency does a light client see beside floods, slow backends, slow readers?
 
 Method: a light client has one connection and 50 calls a second that are due at fixed times (open loop: a latency counts
 from when the call was due). Beside it runs, in turn within each round: nothing; a client with 16 connections that calls

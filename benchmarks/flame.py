@@ -1,4 +1,7 @@
-"""A flame graph as one SVG: a box is a function, as wide as its share of the samples, above its caller."""
+"""A flame graph as one SVG: a box per function, above its caller's.
+
+Its width is its share of the samples.
+"""
 
 from __future__ import annotations
 

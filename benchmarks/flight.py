@@ -1,4 +1,6 @@
-"""Stdio to stdio with 64 calls in flight, the gateway over the backend driven directly by the same client, alternating.
+"""Stdio to stdio with 64 calls in flight: the gateway over its backend alone.
+
+The same client drives both, alternating.
 
 Once with a backend on the SDK, as users have them, and once with the stdlib echo, whose own call is so cheap that any
 relay's cost shows: a bare trio relay reached 0.3.

@@ -1,4 +1,4 @@
-"""Five figures about the lives of children, each with a target; see the docstring of each function.
+"""Five figures about the lifetimes of children, each with a target; see each function.
 
 They run one after the other, in a process that is a subreaper and has no other children.
 """
@@ -24,7 +24,7 @@ from benchmarks.wire import encode, initialize_params, make_message
 
 DEFAULT_SHUTDOWN_GRACE = (2.0, 2.0, 1.0)
 QUICK_RESTART = {"initial_delay": 0.1, "jitter": 0, "healthy_after": 0.001}
-"""Each death counts as the first, so that each restart waits the first step of the backoff."""
+"""Each death counts as the first, so that each restart waits only the first step of the backoff."""
 IN_FLIGHT = 20
 REST = 12.0  # seconds: trio keeps an idle worker thread for ten, and their number varies
 WARM_UP = (
@@ -38,7 +38,7 @@ class Rows:
     data: dict = field(default_factory=dict)
 
     def add(self, what, values, unit="s", scale=1.0, most=None):
-        """Use the slowest round, since a promise about lives must hold for it."""
+        """Use the slowest round, since a promise about lifetimes must hold for it."""
         self.data[what] = list(values)
         worst = max(values)
         suffix = ": slowest" if len(values) > 1 else ""
@@ -80,13 +80,13 @@ def well_behaved(count, mark):
 
 
 def check_all_there(mark, count):
-    """Check that the oracle finds all processes: one that finds none at the beginning proves nothing at the end."""
+    """Check that the oracle finds all processes at the beginning, or it proves nothing."""
     if len(oracle.marked(mark)) != count:
         raise Failed(f"{len(oracle.marked(mark))} of {count} processes found")
 
 
 def measure_terminate(rows, count, rounds):
-    """SIGTERM a gateway (HTTP, idle) with many echo backends; measure until all are gone and the gateway has exited."""
+    """SIGTERM an idle gateway (HTTP) with many echo backends; measure until all have ended."""
     times = []
     for _ in range(rounds):
         mark = f"echo-{secrets.token_hex(8)}"
@@ -105,7 +105,10 @@ def measure_terminate(rows, count, rounds):
 
 
 def measure_kill(rows, count, rounds):
-    """SIGKILL a gateway with many echo backends; measure until all are gone. The end of their stdin ends them."""
+    """SIGKILL a gateway with many echo backends; measure until all have ended.
+
+    The end of their stdin ends them.
+    """
     times = []
     for _ in range(rounds):
         mark = f"echo-{secrets.token_hex(8)}"
@@ -123,7 +126,10 @@ def measure_kill(rows, count, rounds):
 
 
 def measure_kill_zoo(rows, rounds):
-    """Measure the same with the zoo and the default grace periods (2 + 2 + 1 s)."""
+    """Measure the same with the zoo and the default grace periods.
+
+    They are 2 + 2 + 1 s.
+    """
     outcomes = [run_once("SIGKILL", shutdown_grace=DEFAULT_SHUTDOWN_GRACE) for _ in range(rounds)]
     if any(outcome.survivors for outcome in outcomes):
         raise Failed(f"survivors of SIGKILL of the gateway: {outcomes}")
@@ -135,9 +141,10 @@ def measure_kill_zoo(rows, rounds):
 
 
 def measure_revival(rows, rounds):
-    """SIGKILL an echo backend with calls in flight; measure until each has failed, and until it is ready again.
+    """SIGKILL an echo backend with calls in flight; measure failures and recovery.
 
-    The backend's own start is measured in between: exec to the answers of server/discover, initialize and tools/list.
+    Measured are the times until each call has failed, and until the backend is ready again. The backend's own start is
+    measured in between: exec to the answers of server/discover, initialize and tools/list.
     """
     own, ready, answered = [], [], []
     mark = f"echo-{secrets.token_hex(8)}"
@@ -232,7 +239,7 @@ class Client:
 
 
 def measure_cycles(rows, cycles):
-    """Start a backend by a call and let it stop when idle, repeatedly: growth of the gateway is a leak."""
+    """Start a backend by a call, let it idle out, repeat: growth is a leak."""
     mark = f"echo-{secrets.token_hex(8)}"
     settings = {"start": "lazy", "idle_timeout": 0.005}
     with running(well_behaved(1, mark), settings=settings, program="benchmarks.instrumented") as run:
@@ -256,7 +263,7 @@ def cycle(run, client, count, stops):
 
 
 def ask_statistics(run, times):
-    """Return the gateway's statistics at rest: shutdown sequences are over, idle worker threads have ended."""
+    """Return the gateway's statistics at rest, without shutdown sequences and idle threads."""
     time.sleep(REST)
     os.kill(run.pid, signal.SIGUSR2)
     run.wait_log("\nstatistics ", times)

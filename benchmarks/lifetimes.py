@@ -1,13 +1,12 @@
-"""Question: does a child ever outlive its gateway, and how long does it take to be gone?
+"""Question: does a child ever outlive its gateway, and how soon has it ended?
 
-Method, the grid: each round starts a gateway before a zoo of ten children (well behaved; deaf to SIGTERM; deaf to the
+Method, the grid: each round starts a gateway before a zoo of ten children (well behaved; ignoring SIGTERM; ignoring the
 end of stdin; with a grandchild that keeps the pipes; double-forked with setsid, three ways; a shell that spawns a shell
 that spawns; stopped by SIGSTOP; exiting while it flushes 50 MB), for every ending in turn: stdin EOF, SIGTERM, SIGINT
 twice, SIGKILL, SIGKILL of the process group, a crash by a bug, kill -9 of every child (a restart, then SIGTERM), and
-the removal of every server over the management API (then SIGTERM).
-Survivors are found by a mark in their command lines; zombies are processes that the gateway left to its own parent to
-reap. The grace periods of the shutdown sequence are shortened to 0.3 + 0.3 + 1 s. 200 rounds take some 15 minutes on
-two idle cores.
+the removal of every server over the management API (then SIGTERM). Survivors are found by a mark in their command
+lines; zombies are processes that the gateway left to its own parent to reap. The grace periods of the shutdown sequence
+are shortened to 0.3 + 0.3 + 1 s. 200 rounds take some 15 minutes on two idle cores.
 
 Method, the rows: see the functions in `lifetime_rows`. Exits with status 1 if any child survived, whatever the options.
 """
@@ -52,12 +51,12 @@ def run(options):
 
 
 def fatal(claims):
-    """Return whether the one promise that needs no `--strict` was broken."""
+    """Return whether a child survived, which fails even without `--strict`."""
     return any(claim.what.startswith(LEFT_BEHIND) and not claim.reached for claim in claims)
 
 
 def run_grid(options):
-    """Run all rounds, some gateways at a time, each in a process that inherits only its own orphans."""
+    """Run all rounds, some gateways at a time, each in a separate subreaper."""
     rounds = options.rounds or (1 if options.quick else 20)
     until = time.monotonic() + (options.seconds or float("inf"))
     outcomes = []

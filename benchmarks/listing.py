@@ -1,7 +1,7 @@
-"""Question: how long does `tools/list` take with many backends, and does one that hangs make it slower?
+"""Question: how long does `tools/list` take with many backends, even if one hangs?
 
-Method: two gateways run together, one before 100 well backends of 20 tools each, the other before the same 100 and one
-more that never answers `initialize`. In each round, and by turns, whole lists (all pages) are fetched one after the
+Method: two gateways run together, one before 100 healthy backends of 20 tools each, the other before the same 100 and
+one more that never answers `initialize`. In each round, alternating, whole lists (all pages) are fetched one after the
 other over one connection; each must hold exactly the 2,000 tools. Unit: milliseconds from the request to the last byte.
 """
 
@@ -20,7 +20,7 @@ def add_arguments(parser):
 
 
 def add_size_arguments(parser):
-    parser.add_argument("--backends", type=int, help="well backends (100; quick: 10)")
+    parser.add_argument("--backends", type=int, help="healthy backends (100; quick: 10)")
     parser.add_argument("--tools", type=int, default=20, help="tools of each (20)")
 
 

@@ -1,4 +1,4 @@
-"""The load generator: `python -m benchmarks.load SPEC`, a process of its own, with the result as JSON on stdout.
+"""The load generator: `python -m benchmarks.load SPEC`, with the result as JSON on stdout.
 
 SPEC is a JSON object. `kind` is "http" or "sse" (`connections` with one call in flight each; to `url`, or to
 `port` of this machine, with `headers`), "stdio" (the `command`, with `env` and `cwd`, is started and called over its
@@ -34,7 +34,7 @@ STALE = 2.0  # seconds of handshakes after which the first connections are repla
 
 
 class Crowd:
-    """All callers, by the sockets that they wait on, from one thread."""
+    """All callers, by the sockets that they wait on, in one thread."""
 
     def __init__(self, spec, question, kind):
         self.callers, self.poll = {}, select.epoll()
@@ -61,7 +61,7 @@ class Crowd:
         return list(dict.fromkeys(self.callers.values()))
 
     def answers(self, timeout=None):
-        """Return (caller, when, status, answer) of all complete responses; with a timeout there may be none."""
+        """Return (caller, when, status, answer) of all complete responses, perhaps of none."""
         if timeout is None:
             ready = [fd for fd, _events in self.poll.poll(NO_ANSWER)]
             if not ready:
@@ -100,7 +100,7 @@ def run_calls(spec, question, kind):
 
 
 def run_closed(crowd, question, clock):
-    """Send again on each connection as soon as it was answered."""
+    """Send again on each connection as soon as it has its answer."""
     idle, left = crowd.each(), len(crowd.each())
     while left:
         while idle:  # connections closed by their server have been replaced by now
@@ -139,7 +139,7 @@ def run_open(crowd, question, clock):
 
 
 def run_timeline(crowd, question, clock):
-    """Run the closed loop for a server under attack: count errors, but still fail on wrong answers."""
+    """Run the closed loop against a failing server: count errors, fail on wrong answers."""
 
     def stop(_number, _frame):
         clock.end = min(clock.end, now())

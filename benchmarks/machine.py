@@ -1,4 +1,4 @@
-"""The machine of the measurements; a figure without its machine is a rumour."""
+"""The machine of the measurements, without which a figure means little."""
 
 from __future__ import annotations
 

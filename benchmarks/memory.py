@@ -1,7 +1,7 @@
 """Question: how much memory does the gateway take with many backends and tools?
 
-Method: the gateway over HTTP before 100 echo backends of 20 tools each; VmRSS of the gateway's process alone, as /proc
-tells it, once all are ready, and again after 20 whole lists in each era. Unit: MB (1,000,000 bytes).
+Method: the gateway over HTTP before 100 echo backends of 20 tools each; VmRSS of the gateway's process alone, from
+/proc, once all are ready, and again after 20 whole lists in each era. Unit: MB (1,000,000 bytes).
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def marked(mark):
 
 
 def still(family):
-    """Return the members of a family (pid -> start time) that are alive; a zombie is not."""
+    """Return the members of a family (pid -> start time) that are alive, without zombies."""
     rows = {pid: stat(pid) for pid in family}
     return {pid for pid, row in rows.items() if row is not None and row[2] == family[pid] and row[0] not in "ZX"}
 
@@ -76,7 +76,7 @@ def zombies(parent):
 
 
 def wait_gone(look, until):
-    """Wait until `look()` finds no process, new ones included; return the time of the last end, and the survivors."""
+    """Wait until `look()` finds no process; return the last one's end, and survivors."""
     last = time.monotonic()
     while there := look():
         for pid in there:
@@ -101,13 +101,16 @@ def wait_end(pid, until):
 
 
 def ending_children():
-    """Return our children that have ended or are about to: the command line goes first, and then the process."""
+    """Return our children that have ended or are about to.
+
+    The command line of a process disappears first.
+    """
     rows = {pid: stat(pid) for pid in pids()}
     return [pid for pid, row in rows.items() if row is not None and row[1] == os.getpid() and not read(pid, "cmdline")]
 
 
 def reap():
-    """Reap every child that has ended or is about to, of whatever origin; return their number."""
+    """Reap every child that has ended or is about to; return their number."""
     count, until = 0, time.monotonic() + END_WITHIN
     while ending := ending_children():  # again after each round: their own children may have been reparented to us
         ended = [wait_end(pid, until) for pid in ending]
@@ -120,7 +123,7 @@ def reap():
 
 
 def end_all(mark):
-    """SIGKILL the survivors of a run, and reap, so that they do not affect the next one."""
+    """SIGKILL and reap the survivors of a run, so that they affect no other."""
     for pid in still(marked(mark)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

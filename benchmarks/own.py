@@ -1,4 +1,4 @@
-"""Question: what load can your own set-up carry?
+"""Question: what load can your own setup carry?
 
 `python -m benchmarks --config FILE --tool NAME [--args JSON]`
 
@@ -82,7 +82,7 @@ def count_of(path):
 
 
 def make_steps(server, own_name, port, stdio, options):
-    """(who, calls in flight) -> spec; direct only if the server is reachable without a login."""
+    """Map (who, calls in flight) to a spec; direct only without a login."""
     call = {"check": "any", "arguments": json.loads(options.args), "era": "legacy"}
     steps = {}
     for calls in (1, MANY):

@@ -1,4 +1,4 @@
-"""The owner of the backends alone: its limit in calls a second, if HTTP were served by other processes.
+"""The owner of the backends alone: its limit, if other processes served HTTP.
 
 `python -m benchmarks.owner SPEC` has router, supervisor and a stdio backend in one process, without a frontend, and
 `window` tasks that call one after the other for `seconds`; the result is the load generator's, as JSON. The CPU time of

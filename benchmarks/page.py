@@ -1,4 +1,4 @@
-"""The report: one HTML page with tables and plots that needs no network, made from the stored results of each question.
+"""The report: one self-contained HTML page with the tables and plots of all questions.
 
 `keep` writes DIR/QUESTION.json and then DIR/index.html again from all of them, so that several runs make one page.
 """

@@ -1,7 +1,8 @@
-"""Results from 100 bytes to 1 MB: the backend called directly over its pipes, and through the gateway, alternating.
+"""Results from 100 bytes to 1 MB: the backend directly and through the gateway, alternating.
 
-The tool answers with text of this size, and each is compared. One and four calls are in flight. MB/s are the result's
-bytes over time: of the latency's median with one call, of the rate with four. Backend: stdlib echo.
+Direct calls use the backend's pipes. The tool answers with text of this size, and each answer is compared. One and four
+calls are in flight. MB/s are the result's bytes over time: of the latency's median with one call, of the rate with
+four. Backend: stdlib echo.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A child on its pipes, read line by line with a bound on silence; calls over them, closed or open loop."""
+"""A child on its pipes, with bounded silence; calls in closed or open loop."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.wire import NO_ANSWER, encode, initialize_params, make_message
 
 
 class Pipes:
-    """A child with its pipes; its stderr is ours. `env` is added to our own environment."""
+    """A child with its pipes; it inherits stderr and the environment, plus `env`."""
 
     def __init__(self, command, *, env=None, cwd=None, stderr=None):
         pipe = subprocess.PIPE
@@ -28,7 +28,10 @@ class Pipes:
         self.child.stdin.write(line + b"\n")
 
     def lines(self, timeout=NO_ANSWER):
-        """Return the lines of the next reads; without a `timeout` at least one, or fail after a silence."""
+        """Return the lines of the next reads; without a `timeout` at least one.
+
+        Fails after a silence.
+        """
         while True:
             if not select.select([self.fd], (), (), timeout)[0]:
                 if timeout < NO_ANSWER:
@@ -55,7 +58,7 @@ class Pipes:
         self.send(encode(make_message("notifications/initialized", {}, "legacy")))
 
     def ask(self, line, request_id):
-        """Send a request while no other is in flight; return its response line, skipping other messages."""
+        """Send the only request in flight; return its response line, skipping other messages."""
         self.send(line)
         while True:
             for line in self.lines():
@@ -103,7 +106,10 @@ class Talk:
 
 
 def id_of(line):
-    """Return the id of a JSON-RPC response; None for other messages. Long ones begin or end with it."""
+    """Return the id of a JSON-RPC response; None for other messages.
+
+    Long ones begin or end with it.
+    """
     if len(line) > 1 << 15:
         near = line[:200] + line[-200:]
         at = near.find(b'"id":')
@@ -114,7 +120,7 @@ def id_of(line):
 
 
 def run_stdio(spec, question):
-    """Keep `window` calls in flight on the pipes of one child, or make calls at a fixed rate."""
+    """Keep `window` calls in flight on one child's pipes, or call at a fixed rate."""
     pipes = Pipes(spec["command"], env=spec.get("env"), cwd=spec.get("cwd"))
     try:
         pipes.open(spec["era"])

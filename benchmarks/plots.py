@@ -1,4 +1,4 @@
-"""Plots as SVG, small and without a library: lines over a linear or logarithmic axis, with their legend."""
+"""Plots as SVG, without a library: lines over a linear or logarithmic axis."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot. `series` is name -> [(x, y), ...]; `x_names` replaces numbers below the axis by words."""
+    """One plot. `series`: name -> [(x, y), ...]; `x_names` replaces numbers below the axis."""
 
     title: str
     x: str
@@ -33,7 +33,7 @@ class Plot:
 
 
 class Axis:
-    """A mapping of numbers to pixels; a logarithmic axis omits values that are not above 0."""
+    """A mapping of numbers to pixels; a logarithmic axis omits values up to 0."""
 
     def __init__(self, values, begin, end, log):
         self.log, self.begin, self.end = log, begin, end
@@ -122,7 +122,7 @@ def draw_axes(plot, across, up):
 
 
 def percentiles(title, results, unit=1e3):
-    """Plot latency by percentile, name -> result; 99.9 % is as far from 99 % as that from 90 %."""
+    """Plot latency by percentile, name -> result, with equal steps from 90 to 99.9 %."""
     names, series = {}, {}
     for name, result in results.items():
         series[name] = points = []

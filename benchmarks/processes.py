@@ -1,4 +1,4 @@
-"""The processes that a benchmark starts: the bare app, the gateway, the load generator. Each ends with its block."""
+"""The processes that a benchmark starts; each ends with its block."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ POLL = 0.02  # seconds between two polls of /health or of stderr
 
 
 class Failed(Exception):
-    """A process did not do its part of the measurement."""
+    """A process failed to do its part of the measurement."""
 
 
 def backend(kind="echo", *args):
-    """Return the command of a stdio backend: the stdlib echo, or the server on the SDK."""
+    """Return the command of a stdio backend: the stdlib echo, or the SDK's."""
     return [sys.executable, str(PEERS / f"{kind}_server.py"), *map(str, args)]
 
 
@@ -123,7 +123,10 @@ def serving(command):
 
 @contextlib.contextmanager
 def serving_gateway(commands, transport="streamable-http", **members):
-    """The gateway over HTTP in front of these backends; listening, not yet ready. `members` go into the config."""
+    """Run the gateway over HTTP in front of these backends.
+
+    It listens, but is not ready yet. `members` go into the config.
+    """
     with serving_config(config_of(commands) | members, transport) as server:
         yield server
 
@@ -203,7 +206,7 @@ def cpu_seconds(pid):
 
 
 def run_module(module, spec):
-    """Run one of the benchmarks' own programs with a spec; return the JSON that it prints."""
+    """Run a program of the benchmarks with a spec; return the JSON it prints."""
     progress.step(module.rpartition(".")[2])
     command = [sys.executable, "-m", module, json.dumps(spec)]
     bound = 60 + 3 * spec.get("seconds", 60)

@@ -1,6 +1,6 @@
 """Question: where do the microseconds of a call go?
 
-Method: the gateway runs with a sampler in it (`profiled.py`; production code knows nothing of it) before one stdlib
+Method: the gateway runs with a sampler in it (`profiled.py`; production code does not depend on it) before one stdlib
 echo backend (or, with `--backend`, the tests' own small HTTP server), with 16 calls in flight; each sample of CPU time
 counts for the file of the innermost function. A row's time is its share of the samples, times the CPU time of the
 gateway's process per call, so that the rows add up to it. Further output: a flame graph (`--svg
@@ -101,7 +101,7 @@ def take(options):
 
 @contextmanager
 def configured(transport):
-    """Yield a config with the one backend, which lives as long as the block unless it is a child."""
+    """Yield a config with the one backend; a remote one lasts for the block."""
     if transport == "stdio":
         yield config_of({"echo": backend()})
         return
@@ -111,13 +111,16 @@ def configured(transport):
 
 
 def trim(names):
-    """Return a stack without the frames common to all: the interpreter's start and trio's own entry."""
+    """Return a stack without the frames common to all (interpreter start, trio's entry)."""
     inner = [i for i, name in enumerate(names) if name.startswith("trio/_core/_run.py:unrolled_run")]
     return names[inner[0] :] if inner else names
 
 
 def row_of(names):
-    """Return the row of a stack: the innermost function in a package, since other modules (json, ssl) serve it."""
+    """Return the row of a stack: that of the innermost function in a package.
+
+    Other modules (json, ssl) count for it.
+    """
     for name in reversed(names):
         fitting = [(len(start), row) for row, starts in ROWS.items() for start in starts if name.startswith(start)]
         longest, row = max(fitting)

@@ -1,4 +1,4 @@
-"""The gateway with a sampler in it: `python -m benchmarks.profiled serve ...` is `mcp-gateway serve ...`.
+"""The gateway with a sampler: `python -m benchmarks.profiled serve ...` is `mcp-gateway serve ...`.
 
 Once the process has used `AFTER` seconds of CPU time (by then it has started and is under load), a timer of CPU time
 records, every few milliseconds, the stack of the main thread, where trio runs. At the end, it writes stacks, CPU time

@@ -10,7 +10,7 @@ _shown = []  # the bar and its task, while one is shown
 
 @contextlib.contextmanager
 def shown(question):
-    """Show a line with the question, the step and the time, if stderr is a terminal."""
+    """Show question, step and time on a line, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield
         return

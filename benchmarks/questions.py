@@ -35,7 +35,7 @@ class Question:
 
 
 def is_right(body, request_id, text):
-    """Return whether this is the answer to this request; with a text, whether that is its only content."""
+    """Return whether this answers this request; with a text, with just that."""
     if text is not None and len(text) >= LONG:
         spelled = text.encode()
         if body.count(spelled) != 1:

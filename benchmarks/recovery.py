@@ -1,8 +1,8 @@
-"""Question: a backend is killed under load: how soon do its callers get an error, and how soon does it serve again?
+"""Question: how soon do callers of a killed backend get errors, and then answers?
 
 Method: the gateway over HTTP before one stdlib echo backend, with 16 connections that call it without a pause, from a
-process of their own, which records when each call was sent and answered, and how. The backend is killed with SIGKILL
-repeatedly, each time after it has served well for a while. For each kill: the time until the last of the calls in
+separate process, which records when and how each call was sent and answered. The backend is killed with SIGKILL
+repeatedly, each time after it has served normally for a while. For each kill: the time until the last of the calls in
 flight has its answer (an error, as a rule), until the first error, and until the first call sent after the kill
 succeeds. The last is compared with the backend's own start (exec to `initialize` answered, on this machine, between the
 kills). Calls that were never answered are counted too. Unit: ms.
@@ -25,7 +25,7 @@ from benchmarks.table import Claim, Figure, Table
 MANY = 16
 WELL = 0.6  # seconds between readiness and the next kill; longer than `healthy_after`
 HEALTHY = 0.3  # seconds after which the gateway resets the count: otherwise the kills would be quick failures in a row
-EACH = 4.0  # seconds at most for one kill, all in all
+EACH = 4.0  # maximum seconds for one kill
 COLUMNS = {
     "heard": "first error",
     "answered": "last call under way answered",
@@ -71,7 +71,7 @@ def kill(gateway):
         if all(one["state"] == "ready" for one in backends) and is_other(gateway, victim):
             return at
         time.sleep(POLL)
-    raise Failed(f"the backend did not come back within {EACH} s:\n{gateway.stderr()[-4000:]}")
+    raise Failed(f"the backend was not ready again within {EACH} s:\n{gateway.stderr()[-4000:]}")
 
 
 def is_other(gateway, victim):

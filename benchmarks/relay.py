@@ -1,7 +1,7 @@
 """Baselines for a gateway: relays on trio that do only the necessary work.
 
-`python -m benchmarks.relay COMMAND...` runs the command between its pipes and copies bytes. Its cost is the minimum of
-anything in the middle: two more processes wake, and one more trio loop reads and writes twice.
+`python -m benchmarks.relay COMMAND...` runs the command between its pipes and copies bytes. Its cost is the minimum for
+anything in between: two more wake-ups, and one more trio loop that reads and writes twice.
 
 `python -m benchmarks.relay --http COMMAND...` calls the tools of the command for HTTP clients, on a free port of
 127.0.0.1 that it names on stderr, until SIGTERM. It parses the HTTP, reads the envelope and the name, gives each call

@@ -1,4 +1,4 @@
-"""Question: can the config change at any moment, under load, without an effect on other calls?
+"""Question: can the config change at any moment under load, without affecting other calls?
 
 Method: one gateway over HTTP before four stdlib echoes; clients of both eras, half and half, call them continuously,
 each text being unique. Meanwhile the config is replaced `--reloads` times, at random moments (fixed seed): by the file
@@ -76,7 +76,7 @@ def fatal(claims):
 
 
 def make_config(number):
-    """Return the config of one reload; with number 0 all servers are as they are at the end."""
+    """Return the config of one reload; number 0 is that of the end."""
     commands = {"keep": backend(), "change": backend("echo", "--name", f"change-{number}")}
     if number % 2 == 0:
         commands["come"] = backend()
@@ -177,7 +177,7 @@ class Caller(Client):
         if [one["id"] for one in answers] != [message["id"]]:
             self.fail("doubled" if len(answers) > 1 else "lost", f"{tool}: {answers}")
         elif "error" in answers[0] and self.may_be_gone(server, answers[0]["error"]):
-            self.tally.done["calls to servers that were not there"] += 1
+            self.tally.done["calls to absent servers"] += 1
         else:
             self.judge(answers[0], nonce, tool)
 
@@ -210,7 +210,10 @@ def traffic(gateway, clients, changes, count, tally):
 
 
 def rest(gateway, wanted=None):
-    """Return the gateway's resources once replaced backends have gone; wait until they meet the target, or too long."""
+    """Return the gateway's resources once replaced backends have ended.
+
+    Waits until they meet the target, or a time limit.
+    """
     if wanted is not None:
         return soak.settle(gateway, wanted)[0]
     processes = len(make_config(0)["mcpServers"]) + 1  # and the sentinel

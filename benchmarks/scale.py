@@ -61,7 +61,7 @@ def run(options):
 
 
 def rotated(gateways, number):
-    """Return (size, gateway) of all, rotated each round, so that none always follows the busiest one."""
+    """Return all (size, gateway), rotated so that none always follows the busiest."""
     pairs = list(gateways.items())
     first = number % len(pairs)
     return pairs[first:] + pairs[:first]
@@ -114,7 +114,7 @@ def child_of(pid):
 
 
 def wait_restarted(gateway, size):
-    """Wait until the gateway has noticed, and all are ready again."""
+    """Wait until the gateway has noticed the kill, and all are ready again."""
     until, noticed = time.monotonic() + START_WITHIN, False
     while time.monotonic() < until:
         states = [one["state"] for one in gateway.health()["backends"].values()]
@@ -122,7 +122,7 @@ def wait_restarted(gateway, size):
         if noticed and states.count("ready") == size:
             return
         time.sleep(POLL / 4)
-    raise Failed("the backend that was killed did not come back")
+    raise Failed("the killed backend was not ready again")
 
 
 def make_claims(found):

@@ -1,4 +1,4 @@
-"""The results on stdout: tables in colour on a terminal, Markdown elsewhere (to be pasted), or JSON."""
+"""The results on stdout: tables in colour on a terminal, Markdown elsewhere, or JSON."""
 
 from __future__ import annotations
 

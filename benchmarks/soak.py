@@ -1,11 +1,11 @@
-"""Question: with many concurrent clients, does every answer reach its own client, once, and is nothing left behind?
+"""Question: does every answer reach its own client, once, and is nothing left?
 
-Method: one gateway over HTTP before a stdio server of which each client gets a process of its own (`session: client`),
-and a shared one. Most clients are legacy sessions with two calls in flight, every fifth sends modern requests; from
-random streams with a fixed seed they call, cancel, disconnect, resume, get requests (elicitation, sampling) and answer
-immediately, late, twice or never, end their sessions or abandon them, and begin again. Every text is unique. Counted
-are messages that arrived in the wrong place, not at all, or twice; and the gateway's resources when all have gone, over
-those after a short run before. Exits with status 1 if anything was wrong, whatever the options.
+Method: many concurrent clients of one gateway over HTTP, before a stdio server with a process for each client
+(`session: client`), and a shared one. Most clients are legacy sessions with two calls in flight, every fifth sends
+modern requests; from random streams with a fixed seed they call, cancel, disconnect, resume, get requests (elicitation,
+sampling) and answer immediately, late, twice or never, end their sessions or abandon them, and begin again. Every text
+is unique. Counted are messages that arrived in the wrong place, not at all, or twice; and the gateway's resources when
+all have gone, less those after a short run before. Exits with status 1 if anything was wrong, whatever the options.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def traffic(gateway, clients, seconds, *, seed, patient):
 
 def hold(gateway):
     """The gateway's resources at this moment, as reported by the kernel and its own health."""
-    descriptors = len(os.listdir(f"/proc/{gateway.pid}/fd"))  # first: the connection of this request is one for a while
+    descriptors = len(os.listdir(f"/proc/{gateway.pid}/fd"))  # first, since the next request opens one
     health = gateway.health()
     return {
         "processes": len(descendants(gateway.pid)),
@@ -128,7 +128,10 @@ def descendants(pid):
 
 
 def settle(gateway, wanted):
-    """Wait until the gateway is down to these resources, or too long; return the last ones, and the seconds."""
+    """Wait until the gateway is down to these resources; return the last, and the seconds.
+
+    The wait is bounded.
+    """
     began = time.monotonic()
     while True:
         held, passed = hold(gateway), time.monotonic() - began

@@ -1,8 +1,8 @@
-"""The common part of all clients of the soak: each acts at random, and knows exactly which messages may come back.
+"""The common part of all soak clients: random steps, with exactly known answers.
 
 Every message of a client carries a unique text, and so must every answer and request that it gets. A `Tally` counts the
-steps and collects the mistakes. The random choices come from a stream of each client's own, so a client does the same
-with the same seed; the machine decides the timing.
+steps and collects the mistakes. Each client has its own random stream, so with the same seed it does the same; only the
+timing depends on the machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Tally:
         self.done = Counter()
         self.mistakes = Counter()
         self.reported = []
-        self.forgotten = 0  # suspended calls whose clients never come back; a gateway keeps a limited number
+        self.forgotten = 0  # suspended calls whose clients never return; a gateway keeps a limited number
 
     def fail(self, mistake, text):
         self.mistakes[mistake] += 1
@@ -67,7 +67,7 @@ class Asked:
 
 
 def nonce_of(request):
-    """Return the text by which a client recognizes a request of a backend as its own."""
+    """Return the text by which a client recognizes a backend's request as its own."""
     params = request["params"]
     return params["message"] if "message" in params else params["messages"][0]["content"]["text"]
 
@@ -137,7 +137,7 @@ class Client:
             self.fail("misdirected", f"{what}: the backend got {answer['result']}")
 
     def make_asks(self, random, how):
-        """Return one or two requests that a backend will be asked to send: key -> Asked."""
+        """Return one or two requests for a backend to send: key -> Asked."""
         methods = ("elicitation/create", "sampling/createMessage")
         count = random.choice((1, 1, 1, 2))
         return {f"key-{i}": Asked(self.nonce(), random.choice(methods), how) for i in range(count)}

@@ -1,4 +1,4 @@
-"""Legacy clients of the soak: sessions with two calls in flight, ended or abandoned, and opened again.
+"""Legacy soak clients: sessions with two calls in flight, ended or abandoned, then reopened.
 
 A server request may arrive on any stream of the session, and is answered immediately, late, twice or never; an
 unanswered call is cancelled, and nothing may arrive after that. A disconnect is not a cancellation: some clients fetch
@@ -205,7 +205,7 @@ class LegacyClient(Client):
             self.fail("unexpected", f"after its cancel came {reading.answer}")
 
     async def step_hang_up(self, random):
-        """Disconnect from a call, which does not cancel it: its answer waits and is never fetched."""
+        """Disconnect from a call, which does not cancel it; never fetch its answer."""
         tool = random.choice(("own.sleep", "shared.sleep"))
         async with self.http.stream(self.make_call(tool, {"seconds": 0.5, "text": "nobody's"})):
             await trio.sleep(random.uniform(0, 0.2))

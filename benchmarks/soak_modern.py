@@ -15,7 +15,7 @@ from tests.support.wire import modern_params
 
 
 class ModernClient(Client):
-    """Requests without a session; a server request ends the client's request, and the retry brings the answer."""
+    """Requests without a session; a server request suspends the call until a retry."""
 
     era = "modern"
     max_forgotten = 8

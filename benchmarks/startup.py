@@ -112,7 +112,7 @@ class Relays:
             keeper.close()
 
     def measure_calls(self, rounds, count):
-        """Return the memory of a relay in MiB, and the p50 of each turn by the program in the middle."""
+        """Return a relay's memory in MiB, and the p50s by the program in between."""
         by_relay = self.open([*self.command, "0"])
         ways = {"call through connect": by_relay}
         try:

@@ -24,7 +24,7 @@ class Figure:
 
 
 def ratios(above, below):
-    """Return the ratios round by round, so that a slow round as a whole does not count."""
+    """Return the ratios round by round, so that a slow round does not count."""
     return Figure.of([a / b for a, b in zip(above, below, strict=True)])
 
 
@@ -35,7 +35,7 @@ def differences(whole, part):
 
 @dataclass(frozen=True)
 class Claim:
-    """One figure, and its target: at least (`least`) or at most (`most`); without either it is only reported."""
+    """One figure, and its target: at least `least` or at most `most`, if any."""
 
     what: str
     figure: Figure
@@ -95,7 +95,7 @@ def claims_table(claims):
 
 
 def parts(shown):
-    """The output of a module, in pieces: texts, tables, plots. A text may hold Markdown tables."""
+    """The output of a module: texts, tables, plots. A text may contain Markdown tables."""
     if not isinstance(shown, str):
         return [piece for one in shown for piece in (parts(one) if isinstance(one, str) else [one])]
     pieces = []

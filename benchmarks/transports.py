@@ -1,4 +1,4 @@
-"""Every frontend with every backend transport, alternating: calls a second with one call and with 16 in flight.
+"""Every frontend with every backend transport: calls a second with 1 and 16 in flight.
 
 Frontends: streamable HTTP in both eras, the SSE transport, stdio. Backends: the stdlib echo on pipes; on HTTP the
 tests' own small servers (trio and h11), streamable in the modern era, and of the SSE transport; and one on the SDK, on

@@ -1,4 +1,4 @@
-"""The load generator's HTTP and JSON-RPC: requests cut once and filled in, responses parsed no further than needed."""
+"""The load generator's HTTP and JSON-RPC: requests from templates, minimal parsing of responses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def initialize_params():
 
 
 def call_template(tool, era, text=TEXT):
-    """Return the body of an echo call with two places for its id: `call_template(...) % (id, id)`."""
+    """Return the body of an echo call with two places for its id.
+
+    Use it as `call_template(...) % (id, id)`.
+    """
     return template_of(tool, {"text": "@text@"}, era).replace(b"@text@", text.encode())
 
 
@@ -67,7 +70,7 @@ class Response:
         return int(self.head[9:12])
 
     def message(self):
-        """Return the JSON-RPC response in the body: the body itself, or the last event of a stream."""
+        """Return the JSON-RPC response: the body itself, or a stream's last event."""
         if not STREAM.search(self.head):
             return self.body
         blocks = [b for b in self.body.replace(b"\r\n", b"\n").split(b"\n\n") if b"data:" in b]
@@ -169,7 +172,7 @@ class Connection:
         return response
 
     def open(self):
-        """Do the legacy handshake, at the version that the server answers with; nothing in the modern era."""
+        """Do the legacy handshake, at the server's version; nothing in the modern era."""
         if self.era == "modern":
             return
         response = self.post(make_message("initialize", initialize_params(), self.era, 0))

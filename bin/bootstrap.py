@@ -1,4 +1,4 @@
-"""Creation and update of .venv from the locks: `bootstrap.py run|dev`, called by the commands of bin/.
+"""Creation and update of .venv from the locks: `bootstrap.py run|dev`, called by bin/.
 
 Invariant: a copy of a lock in .venv/.locked means that all its pins are installed. The copy is written last, and a
 marker exists while an install runs, so that an interrupted install is discarded. One process runs at a time: the others
@@ -29,7 +29,7 @@ DEV_LOCK = ROOT / "tests" / "requirements-dev.lock"  # holds all of RUN_LOCK, to
 LOCK_WAIT = 900.0  # seconds for another process to finish; longer than any install
 LOCK_POLL = 0.1  # seconds between two attempts: flock has no timeout
 INSTALL_WAIT = 840.0  # seconds for pip, shorter than the wait for the lock
-PROBE_WAIT = 30.0  # seconds for an interpreter to say that it works
+PROBE_WAIT = 30.0  # seconds for an interpreter to show that it works
 
 
 def say(message: str) -> None:
@@ -74,7 +74,10 @@ def make_empty() -> None:
 
 
 def make_importable() -> None:
-    """Make the clone importable for the venv's interpreter, children included, without touching PYTHONPATH."""
+    """Make the clone importable for the venv's interpreter and its children.
+
+    PYTHONPATH is not changed.
+    """
     for site in VENV.glob("lib/python3*/site-packages"):
         # Relative, so that a moved or copied clone still works.
         up = os.path.relpath(ROOT, site)

@@ -1,8 +1,8 @@
-"""Count what a reader has to hold in mind: sizes, fragments, import cycles, and the path of one call.
+"""Count the reader's burden: sizes, fragments, import cycles, one call's path.
 
 `bin/check` runs it as a gate: it fails when a figure exceeds its entry in `CEILINGS`, and a ceiling may only fall. The
-static figures are read off the syntax trees. The path of a call is measured: a gateway with one stdio backend serves
-one keep-alive HTTP connection, and `sys.setprofile` records each function of `gateway/` that one `tools/call` enters.
+static figures come from the syntax trees. The path of a call is measured: a gateway with one stdio backend serves one
+keep-alive HTTP connection, and `sys.setprofile` records each function of `gateway/` that one `tools/call` enters.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def function_sizes(source: Source) -> list[int]:
 
 
 def single_caller_helpers(source: Source) -> list[str]:
-    """Return the private functions of a module that are mentioned exactly once in it outside their definition."""
+    """Return the private functions of a module that it mentions exactly once elsewhere."""
     defined = {
         node.name
         for node in ast.walk(source.tree)
@@ -104,7 +104,10 @@ def single_caller_helpers(source: Source) -> list[str]:
 
 
 def called_once(source: Source, helpers: list[str]) -> int:
-    """Count the helpers whose one mention is a call; the others are tasks, callbacks, and readers in annotations."""
+    """Count the helpers whose one mention is a call.
+
+    The others are tasks, callbacks, and readers in annotations.
+    """
     functions = [node.func for node in ast.walk(source.tree) if isinstance(node, ast.Call)]
     names = {node.id for node in functions if isinstance(node, ast.Name)}
     names |= {node.attr for node in functions if isinstance(node, ast.Attribute)}

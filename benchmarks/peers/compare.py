@@ -113,11 +113,11 @@ def marked_backend(kind, mark):
     return [python, "-X", f"mark={mark}", *rest]
 
 
-# -- what came of it ---------------------------------------------------------------------------------------------------
+# -- results -----------------------------------------------------------------------------------------------------------
 
 
 def over(found, peer, frontend):
-    """Return this gateway's calls a second over the peer's, or None if one of them has none."""
+    """Return this gateway's calls a second over the peer's; None without a figure."""
     own, theirs = found.get((OWN.name, frontend)), found.get((peer.name, frontend))
     if not isinstance(own, list) or not isinstance(theirs, list):
         return None
@@ -125,7 +125,7 @@ def over(found, peer, frontend):
 
 
 def make_claims(peers, found):
-    """Return the claims; the targets are for the stdlib echo and the first transport of a peer."""
+    """Return the claims; targets are for the stdlib echo and a peer's first transport."""
     claims = []
     for kind, results in found.items():
         for peer in peers:

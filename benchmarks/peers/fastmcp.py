@@ -1,6 +1,6 @@
-"""`fastmcp` (PyPI): the framework's own proxy, made from a config file. It has a backend process for each session.
+"""`fastmcp` (PyPI): the framework's own proxy, with a backend process per session.
 
-The last release whose dependencies a registry with a few days' delay has.
+Made from a config file. The last release whose dependencies a registry with a few days' delay has.
 """
 
 from __future__ import annotations

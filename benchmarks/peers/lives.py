@@ -2,7 +2,7 @@
 
 Method: a gateway is started before one child of the zoo, a client calls the child through it, and only the gateway gets
 SIGTERM or SIGKILL. Counted are the processes with the child's mark that are alive 8 s later, longer than any grace
-period; then they are ended. The children: well behaved; deaf to SIGTERM and to the end of stdin; one with a grandchild
+period; then they are ended. The children: well behaved; ignoring SIGTERM and the end of stdin; one with a grandchild
 that keeps the pipes; one with a daemon (double fork, setsid); a shell that spawns a shell.
 """
 
@@ -59,7 +59,7 @@ def run(peers, options):
 
 
 def run_cell(peer, ending, child):
-    """Return the number of processes alive after the grace, or a text with the reason why it is unknown."""
+    """Return the number of processes alive after the grace, or a text without one."""
     mark = f"lives-{secrets.token_hex(8)}"
     command = [sys.executable, "-I", "-S", "-E", str(ZOO_SERVER), child, mark]
     with oracle.subreaper():
@@ -76,12 +76,12 @@ def run_cell(peer, ending, child):
 
 
 def family(mark, gateway):
-    """Return the processes with the mark but the gateway itself, whose command line may have it too."""
+    """Return the processes with the mark, except the gateway, which may have it too."""
     return {pid: start for pid, start in oracle.marked(mark).items() if pid != gateway}
 
 
 def open_session(started):
-    """A client that has listed the tools: by then a child exists also if each session has its own."""
+    """Connect a client that lists the tools, which starts a child even per session."""
     frontend = next(iter(started.peer.frontends))
     spec, until = started.spec(frontend), time.monotonic() + WORK_WITHIN
     while True:

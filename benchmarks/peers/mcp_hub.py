@@ -1,6 +1,6 @@
-"""`mcp-hub` (npm): many servers behind one SSE endpoint, with a management API; on the TypeScript SDK.
+"""`mcp-hub` (npm): many servers behind one SSE endpoint, on the TypeScript SDK.
 
-It logs and keeps its state below the home directory, so it gets one of its own.
+It has a management API. It keeps logs and state below the home directory, so it gets its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`mcp-proxy` (npm): on the TypeScript SDK, one backend session for all clients, both eras on one endpoint."""
+"""`mcp-proxy` (npm): TypeScript SDK, one backend session for all, both eras on one endpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The description of a peer: pins to install, a command line to start, frontends to call; all of it data."""
+"""The description of a peer, as data: pins, command line, frontends."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Peer:
         return f"peers/{self.runtime}-{self.pins[0].replace('==', '@').rpartition('@')[0].replace('/', '-')}"
 
     def install(self):
-        """Return the names that its command line may use; install it first if necessary. Raises Failed."""
+        """Return the names for its command line, after installing it. Raises Failed."""
         try:
             if self.runtime == "python":
                 python = python_venv(self.folder, *self.pins)

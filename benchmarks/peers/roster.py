@@ -11,7 +11,10 @@ EVERYBODY = [OWN, *RIVALS]
 
 
 def choose(names):
-    """Return this gateway, and the rivals whose names contain one of these words, or all without words."""
+    """Return this gateway and the rivals with one of these words in their names.
+
+    Without words, all.
+    """
     chosen = [peer for peer in RIVALS if not names or any(name.lower() in peer.name.lower() for name in names)]
     if not chosen:
         raise SystemExit(f"no peer is called {' or '.join(names)}; there are: {', '.join(p.name for p in RIVALS)}")

@@ -1,4 +1,4 @@
-"""A peer that runs before one backend: started, called once as a check, and ended with all its processes."""
+"""A peer that runs before one backend, and is ended with all its processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.answers import WrongAnswer
 from benchmarks.processes import ROOT, Failed
 
 LISTEN_WITHIN = 60.0  # seconds from its start
-WORK_WITHIN = 20.0  # seconds from then until it answers a call rightly: some listen before their backend is ready
+WORK_WITHIN = 20.0  # seconds from then until it answers a call correctly: some listen before their backend is ready
 END_WITHIN = 8.0
 POLL = 0.05
 
@@ -25,7 +25,7 @@ class Running:
     """The process, its log and its address."""
 
     def __init__(self, peer, backend, mark, folder):
-        """Start it. `backend` is its command, with `mark` in it, by which its remains are found at the end."""
+        """Start it. `backend` is its command, with `mark` to find its remains."""
         self.peer, self.mark = peer, mark
         self.port = free_port()
         command = peer.command(peer.install(), backend, self.port, folder)
@@ -62,7 +62,7 @@ class Running:
         raise Failed(f"does not listen after {LISTEN_WITHIN:.0f} s: {last_lines(self.log())}")
 
     def wait_working(self, frontend):
-        """Wait until one connection gets right answers; otherwise raise the last error unchanged."""
+        """Wait until one connection gets correct answers; otherwise raise the last error unchanged."""
         until, seconds = time.monotonic() + WORK_WITHIN, 0.1
         while True:
             try:
@@ -103,4 +103,4 @@ def free_port():
 
 
 def last_lines(log, count=3):
-    return " / ".join(line.strip() for line in log.strip().splitlines()[-count:])[-400:] or "(it says nothing)"
+    return " / ".join(line.strip() for line in log.strip().splitlines()[-count:])[-400:] or "(no output)"

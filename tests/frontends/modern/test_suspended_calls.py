@@ -223,7 +223,7 @@ async def test_an_expired_suspended_call_notifies_its_backend(autojump_clock: Mo
         assert (len(parking), lines.cancelled) == (2, [])
         await trio.sleep(2)
         assert (len(parking), lines.cancelled) == (1, ["the client did not return with its input"])
-        assert "did not come back" in asked.refusal.message
+        assert "did not return" in asked.refusal.message
         with pytest.raises(InvalidParams):
             resume(parking, flow, result, {"input-1": {}})
         await trio.sleep(PARKED_FOR)
