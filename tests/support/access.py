@@ -59,7 +59,7 @@ class Unguarded:
 
 
 class Harness:
-    """All of it; `ask` is one HTTP request."""
+    """The gateway, its fakes and its endpoints; `ask` is one HTTP request."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Harness:
         address: str | None = None,
         **headers: str,
     ) -> FakeExchange:
-        """Begin a request and return when all tasks wait. Header names are spelled with underscores."""
+        """Begin a request and return once all tasks wait. Header names are spelled with underscores."""
         target, _, query = path.partition("?")
         given = {"host": "localhost", "accept": "application/json, text/event-stream"}
         if body is not None:

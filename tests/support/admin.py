@@ -37,7 +37,7 @@ CONFIG = {
 
 
 class Harness:
-    """A running gateway without faces; `ask` is one HTTP request to its management app."""
+    """A running gateway without frontends; `ask` is one HTTP request to its management app."""
 
     def __init__(self, path: Path, access: AdminAccess, *, store: Store | None = None, **counts: Any) -> None:
         self.fakes = {name: FakeBackend(make_listing("x")) for name in ("a", "b", "c", "off")}

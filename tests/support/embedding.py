@@ -1,7 +1,7 @@
-"""Programs that embed the gateway, on asyncio and trio, with a web server and raw client.
+"""Programs that embed the gateway on asyncio or trio, with web server and client.
 
 A body written with anyio runs on either loop (`run_on`, `both_loops`); `open_server` serves an application as programs
-on that loop do, by uvicorn or by Hypercorn. Nothing here speaks to the gateway's insides.
+on that loop do, by uvicorn or by Hypercorn. Nothing here uses the gateway's internals.
 """
 
 from __future__ import annotations
@@ -48,14 +48,17 @@ def config_of(**servers: Any) -> dict[str, Any]:
 
 
 def stubborn_backend() -> dict[str, Any]:
-    """A server that ends neither at the end of its stdin nor by SIGTERM."""
+    """A server that ignores the end of its stdin and SIGTERM."""
     script = str(PEERS / "faulty_server.py")
     args = ["-c", DEAF, script, "--fault", "hang", "--when", "eof"]
     return {"command": sys.executable, "args": args, "shutdown_grace": [0.2, 0.2, 2]}
 
 
 def children() -> list[str]:
-    """The command lines of this process' own children that are MCP servers, not of those of other tests' gateways."""
+    """The command lines of this process's own children that are MCP servers.
+
+    Children of other tests' gateways do not count.
+    """
     found = {pid: line for pid, line in leaks.take().children.items() if "_server.py" in line}
     return [line for pid, line in found.items() if _parent(pid) == os.getpid()]
 
@@ -69,7 +72,7 @@ def _parent(pid: Any) -> int:
 
 
 async def until(is_so: Callable[[], Any]) -> None:
-    """Wait for something that another thread or process does, and that says nothing when it is done."""
+    """Poll for an effect of another thread or process that nothing announces."""
     while not is_so():  # noqa: ASYNC110 - within the bound of `run_on`
         await anyio.sleep(0.005)
 
@@ -80,7 +83,7 @@ def text_of(result: Any) -> str:
 
 @asynccontextmanager
 async def open_server(app: Any) -> AsyncGenerator[str]:
-    """Serve an application on loopback, as programs on this loop do, while the block runs; gives its base URL."""
+    """Serve an application on loopback while the block runs; yield its base URL."""
     if trio.lowlevel.in_trio_task():
         from hypercorn.config import Config
         from hypercorn.trio import serve
@@ -133,7 +136,7 @@ class Wire:
         return {tool["name"]: tool for tool in answer.json()["result"]["tools"]}
 
     async def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """The response's message, whether it came as JSON or as a stream."""
+        """Return the response's message, whether it came as JSON or as a stream."""
         answer = await self.post("tools/call", {"name": name, "arguments": arguments})
         if answer.headers["content-type"].startswith("text/event-stream"):
             lines = [line for line in answer.text.splitlines() if line.startswith("data: {")]
@@ -142,7 +145,7 @@ class Wire:
 
     @asynccontextmanager
     async def listen(self) -> AsyncGenerator[Callable[[], Awaitable[dict[str, Any]]]]:
-        """The session's own stream; gives what waits for its next message."""
+        """Open the session's own stream; yield a function that waits for its next message."""
         async with self.http.stream("GET", self.path, headers=self.headers) as stream:
             assert stream.status_code == 200
             lines = stream.aiter_lines()
@@ -158,7 +161,7 @@ class Wire:
 
 @asynccontextmanager
 async def open_wire(url: str, path: str = "/mcp", **headers: str) -> AsyncGenerator[Wire]:
-    """An introduced client."""
+    """A client after its handshake."""
     async with open_http(url) as http:
         wire = Wire(http, path, **headers)
         await wire.introduce()

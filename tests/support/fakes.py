@@ -1,6 +1,6 @@
 """Fakes with hooks: a backend for supervisors, a scripted peer, an ASGI exchange.
 
-They behave as their real counterparts promise to: the session finishes every call before it ends its body, the
+They keep the promises of their real counterparts: the session finishes every call before it ends its body, the
 conversation's peer sees whole lines, the exchange is one request body and a list of what was sent.
 """
 
@@ -42,7 +42,7 @@ MODERN_CALLER = Caller(era=Era.MODERN, version="2026-07-28")
 
 
 async def settle() -> None:
-    """Let every task run until it waits for something that this test has to do."""
+    """Let every task run until it waits for an action of the test."""
     await trio.testing.wait_all_tasks_blocked()
 
 
@@ -84,7 +84,7 @@ def make_listing(*tools: str, **kwargs: Any) -> Listing:
 
 
 class FakeUpkeep:
-    """Remembers what clients want of the session."""
+    """Records the desired state of the session."""
 
     def __init__(self) -> None:
         self.wishes = DesiredState()
@@ -146,7 +146,7 @@ class FakeSession:
 
     @property
     def names(self) -> list[str]:
-        """All calls that were ever sent, in their order."""
+        """All calls that were ever sent, in order."""
         return [name for batch in self.batches for name in batch]
 
     def send(self, pending_calls: list[PendingCall]) -> None:
@@ -183,11 +183,11 @@ class FakeSession:
             self._listener.freed()
 
     def change(self, feature: str = "tools") -> None:
-        """Say that lists have changed."""
+        """Announce that lists have changed."""
         self._listener.list_changed(feature)
 
     def update(self, uri: str) -> None:
-        """Say that a resource was updated."""
+        """Announce that a resource was updated."""
         self._listener.resource_updated(uri, {})
 
     def write_stderr(self, line: bytes) -> None:
@@ -195,7 +195,7 @@ class FakeSession:
         self._listener.wrote_stderr(line)
 
     def crash(self, problem: BaseException) -> None:
-        """Go away."""
+        """End the session with a crash."""
         self._problem = problem
         self._crashed.set()
 
@@ -206,7 +206,7 @@ class FakeSession:
             pending.finish(problem)
 
     async def run(self) -> None:
-        """Raise the crash when it comes."""
+        """Wait for the crash, and raise it."""
         await self._crashed.wait()
         assert self._problem is not None
         if isinstance(self._problem, BackendError):
@@ -215,7 +215,7 @@ class FakeSession:
 
 
 class FakeBackend:
-    """Implements `gateway.backends.session.interface.Opener`: every start is noted, and goes as `on_start` says."""
+    """Implements `gateway.backends.session.interface.Opener`: records each start; `on_start` decides its result."""
 
     def __init__(self, listing: Listing | None = None, *, on_start: Callable[[int], Awaitable[None]] | None = None):
         self.listing = make_listing("x") if listing is None else listing
@@ -239,7 +239,7 @@ class FakeBackend:
         return self.sessions[-1]
 
     def fail(self, *numbers: int, problem: Exception | None = None) -> None:
-        """Have these starts fail at once."""
+        """Have these starts fail immediately."""
 
         async def on_start(number: int) -> None:
             await trio.lowlevel.checkpoint()
@@ -258,7 +258,7 @@ class FakeBackend:
         self.on_start = on_start
 
     def stall(self) -> None:
-        """Have no start ever come to an end."""
+        """Have every start hang."""
 
         async def on_start(_number: int) -> None:
             await trio.sleep_forever()
@@ -333,7 +333,7 @@ class Ears:
 
 
 class Script:
-    """A conversation whose peer is the test: it sees what was posted and feeds what it likes.
+    """A conversation whose peer is the test, which sees posts and feeds messages.
 
     With `answers` (method -> result, exception-free callable or None for silence) it answers by itself.
     """
@@ -349,7 +349,7 @@ class Script:
 
     @property
     def methods(self) -> list[str]:
-        """What was asked and said, in order."""
+        """The methods of all messages, in order."""
         return [message.get("method", "") for message in self.posted]
 
     def post(self, data: bytes, *_: object, **__: object) -> None:
@@ -385,7 +385,7 @@ class Script:
 
 
 class FakeExchange:
-    """One ASGI exchange: `scope`, `receive` and `send` for an app, and what came out of it."""
+    """One ASGI exchange: `scope`, `receive`, `send`, and everything that was sent."""
 
     def __init__(
         self, body: bytes | Iterable[bytes] = b"", *, method: str = "POST", headers: dict[str, str] | None = None
@@ -432,7 +432,7 @@ class FakeExchange:
 
     @property
     def events(self) -> list[Any]:
-        """What the SSE events carried; comments are left out."""
+        """The data of the SSE events, without comments."""
         blocks = self.body.replace(b"\r\n", b"\n").split(b"\n\n")
         lines = [line for block in blocks for line in block.split(b"\n") if line.startswith(b"data:")]
         return [json.loads(line[5:]) for line in lines]

@@ -1,8 +1,8 @@
 """The gateway as a real process, with raw clients that show the exact bytes.
 
 `open_gateway_process` runs `python -m gateway serve` for the length of a block and asserts how it ends. `StdioClient`
-and `HttpClient` speak JSON-RPC with no SDK between: what they return is what was sent. Neither has a background task:
-a message is read when a task waits for one, so a test owns every task.
+and `HttpClient` speak JSON-RPC without an SDK: what they return is what was sent. Neither has a background task: a
+message is read when a task waits for one, so a test owns every task.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parent.parent.parent
 PEERS = ROOT / "tests" / "peers"
 
-START_WITHIN = 60.0  # seconds until the gateway listens: only a hang takes so long, on the busiest machine too
+START_WITHIN = 60.0  # seconds until the gateway listens: only a hang takes longer, even on the busiest machine
 STOP_WITHIN = 20.0  # seconds from SIGTERM to the exit
 KEPT_STDERR = 4 << 20  # bytes of the gateway's stderr that are kept, the last ones
 
@@ -97,7 +97,7 @@ def faulty_backend(fault: str, *args: object) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class GatewayProcess:
-    """A running gateway. `url` is None in stdio mode, where `stdio` is the client on its pipes."""
+    """A running gateway; in stdio mode `url` is None, and `stdio` its client."""
 
     process: trio.Process
     url: str | None = None
@@ -115,7 +115,7 @@ class GatewayProcess:
         return self.stderr.decode(errors="replace")
 
     async def wait_stderr(self, text: str, *, within: float = ANSWER_WITHIN) -> str:
-        """The first whole stderr line that contains the text; fails if it does not come in time."""
+        """Return the first whole stderr line with the text; fail after a timeout."""
         with trio.fail_after(within):
             async with self.received:
                 while True:
@@ -143,7 +143,7 @@ class GatewayProcess:
             self.received.notify_all()
 
     async def stop(self, *, within: float = STOP_WITHIN) -> int:
-        """SIGTERM and wait; the exit status. Kills and fails if it takes longer."""
+        """Send SIGTERM and return the exit status; kill and fail after a timeout."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
         with trio.move_on_after(within):
@@ -162,11 +162,13 @@ async def open_gateway_process(
     status: int | None = 0,
     stop_within: float = STOP_WITHIN,
 ) -> AsyncGenerator[GatewayProcess]:
-    """Run `python -m gateway serve` with this config while the block runs, then SIGTERM it and check its exit status.
+    """Run `python -m gateway serve` with this config for the block.
+
+    Then SIGTERM it and check its exit status.
 
     `env` is added to the test's own environment; the state directory is new unless `env` names one. `status` is the
-    status demanded (None: any). With an HTTP transport the block starts when the socket is open; in stdio mode at
-    once. A block that raises skips the check of the status.
+    required exit status (None: any). With an HTTP transport the block starts when the socket is open, in stdio mode
+    immediately. A block that raises skips the check of the status.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
@@ -184,7 +186,7 @@ async def open_gateway_process(
                 line = await gateway.wait_stderr("listening on http://", within=START_WITHIN)
                 gateway.url = line[line.index("http://") :].split()[0]
             yield gateway  # ruff: ignore[fallible-context-manager]
-            # Only after a block that went well: where it raised, its own exception is what matters.
+            # Only after a block without an exception, which would matter more.
             found = await gateway.stop(within=stop_within)
             assert status is None or found == status, f"exit status {found}:\n{gateway.stderr_text}"
 
@@ -193,7 +195,7 @@ async def open_gateway_process(
 async def run_process(
     command: Sequence[str], *, env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
 ) -> AsyncGenerator[GatewayProcess]:
-    """Any program with its pipes and its stderr collected; killed at the end, if it is still there."""
+    """Run a program with its pipes and collected stderr; kill it at the end."""
     process = await trio.lowlevel.open_process(
         list(command),
         stdin=subprocess.PIPE,
@@ -208,7 +210,7 @@ async def run_process(
         async with bare_nursery() as nursery:
             nursery.start_soon(running.collect_stderr)
             yield running
-            if process.returncode is not None:  # then the rest of stderr comes soon, unless a child holds it open
+            if process.returncode is not None:  # then stderr ends soon, unless a child holds it open
                 with trio.move_on_after(1):
                     await running.wait_stderr_end()
             nursery.cancel_scope.cancel()
@@ -224,7 +226,7 @@ async def run_process(
 
 @asynccontextmanager
 async def bare_nursery() -> AsyncGenerator[trio.Nursery]:
-    """A nursery that raises a lone exception as it is, so that a failing assert in a test reads like one."""
+    """A nursery that raises a lone exception unwrapped, for readable failing asserts."""
     try:
         async with trio.open_nursery() as nursery:
             yield nursery

@@ -34,13 +34,13 @@ STREAM = {"accept": "application/json, text/event-stream", "content-type": "appl
 
 
 class Harness:
-    """What the test plays: the backend, and a client's exchanges with whatever face it builds on `answers`."""
+    """The test's roles: the backend, and clients of a frontend on `answers`."""
 
     def __init__(self, answers: RequestHandler, fake: FakeBackend, nursery: trio.Nursery) -> None:
         self.answers, self.fake, self.nursery = answers, fake, nursery
 
     async def start(self, method: Callable[..., Awaitable[None]], fake: FakeExchange, *arguments: Any) -> FakeExchange:
-        """Have a face serve an exchange in a task of its own, until all tasks wait."""
+        """Have a frontend serve an exchange in a task, until all tasks wait."""
         self.nursery.start_soon(self._serve, method, fake, arguments)
         await settle()
         return fake
@@ -53,7 +53,7 @@ class Harness:
 
     @property
     def pending(self) -> PendingCall:
-        """The call that came last and has not ended."""
+        """The latest call that has not ended."""
         return self.fake.session.working[-1]
 
     async def tell(self, text: str, pending: PendingCall | None = None) -> None:
@@ -71,12 +71,15 @@ class Harness:
 async def open_harness(
     fake: FakeBackend | None = None, *, unsent: Budget | None = None, **settings: Any
 ) -> AsyncGenerator[Harness]:
-    """A fleet with one backend `a` with a tool `x`; no signs of life on silent streams unless the settings say so."""
+    """A fleet with one backend `a` with a tool `x`.
+
+    No keep-alives on silent streams unless the settings say so.
+    """
     fake = fake or FakeBackend(make_listing("x"))
     given = {"sse_after": 1e5, "keep_alive_interval": 1e5, **settings}
     config = Config(servers={"a": ServerConfig(name="a", call_timeout=1e4)}, gateway=GatewaySettings(**given))
     fleet = Fleet(config, backends({"a": fake}))
-    parking: Any = None  # nothing here is parked
+    parking: Any = None  # no call here is suspended
     with trio.fail_after(1e7):  # of the clock that jumps
         async with trio.open_nursery() as services:
             await services.start(fleet.run)
@@ -98,12 +101,12 @@ def message_of(method: str, params: object = None, request_id: object = None) ->
 
 
 def events_of(exchange: FakeExchange) -> list[Event]:
-    """The SSE events of a response so far, comments left out."""
+    """The SSE events of a response so far, without comments."""
     return [event for event in parse_events(exchange.body) if not event.comment]
 
 
 def texts_of(exchange: FakeExchange) -> list[str]:
-    """What the messages of a stream say: a log line's text, an answer's text, else the method."""
+    """The text of each message: a log line's, a result's, else the method."""
     found = []
     for event in events_of(exchange):
         if not event.data or event.event == "endpoint":

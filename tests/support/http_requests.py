@@ -19,7 +19,7 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass
 class Parsed:
-    """One request, as far as it has come."""
+    """One request, as far as it has arrived."""
 
     method: str
     target: bytes
@@ -32,7 +32,7 @@ class Parsed:
 
 @dataclass
 class Reading:
-    """What a parser found in a stream of bytes: requests, then the status of a refusal, or None."""
+    """What a parser found in a stream: requests, then a refusal's status or None."""
 
     requests: list[Parsed]
     refused: int | None = None
@@ -40,7 +40,7 @@ class Reading:
 
 
 def read(parts: Iterable[bytes], *, max_head: int = MAX_HEAD) -> Reading:
-    """Parse with the gateway's parser, which stops after a request that does not keep the connection."""
+    """Parse with the gateway's parser, up to a request that ends the connection."""
     parser = RequestParser(max_head)
     reading = Reading([])
     ended = False
@@ -66,7 +66,7 @@ def read(parts: Iterable[bytes], *, max_head: int = MAX_HEAD) -> Reading:
 
 
 def read_by_h11(parts: Iterable[bytes]) -> Reading:
-    """Parse with h11 as the gateway did: a new parser for each request, and upgrades are not granted."""
+    """Parse with h11: a new parser for each request, without upgrades."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     reading = Reading([])
     for part in parts:

@@ -110,7 +110,7 @@ class Client:
             await self.stream.send_all(data)
 
     async def until(self, end: bytes) -> bytes:
-        """Return what has come up to and with ``end``; what follows stays for the next call."""
+        """Return everything up to and with ``end``; keep the rest for the next call."""
         with trio.fail_after(PATIENCE):
             while end not in self.data:
                 more = await self.stream.receive_some()
@@ -128,7 +128,7 @@ class Client:
         return found
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body of a response that is framed by its content-length or in chunks."""
+        """Return status, headers and body of a response with content-length or chunks."""
         head = (await self.until(b"\r\n\r\n")).decode()
         first, *lines = head.rstrip().split("\r\n")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
@@ -195,7 +195,7 @@ def echo_nowait(exchange: Exchange) -> bool:
 
 
 class Watched:
-    """An app that starts a stream (or not), then waits for the disconnect and says so."""
+    """An app that perhaps starts a stream, then waits for and reports the disconnect."""
 
     def __init__(self, *, starts: bool = False) -> None:
         self.starts = starts

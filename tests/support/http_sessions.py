@@ -61,7 +61,7 @@ def make_config(url: str, **fields: Any) -> ServerConfig:
 async def open_session(
     url: str, *, listener: Any = None, opener: HttpOpener | None = None, clients: Era | None = None, **fields: Any
 ) -> AsyncGenerator[Session]:
-    """A session opened as the gateway opens it for `clients` of an era; what ends it comes out as one error."""
+    """A session opened as for `clients` of an era; its end is one error."""
     config = make_config(url, **fields)
     try:
         with trio.fail_after(WITHIN):
@@ -99,7 +99,7 @@ def start_call(
 
 
 async def outcome(pending: PendingCall) -> Any:
-    """The outcome of the call; notifications and stream events are skipped."""
+    """Return the outcome of the call; skip notifications and stream events."""
     with trio.fail_after(WITHIN):
         while isinstance(found := await pending.next(), Notification | StreamClosed):
             pass

@@ -1,7 +1,7 @@
 """The leak check: snapshots of children, threads and open files, and their difference.
 
-`leaked` compares two moments and polls for a short while, since the kernel needs a moment to close and to bury.
-An orphaned process is not a descendant and is not seen here: tests about orphans look for it by pid.
+`leaked` compares two moments and polls for a short while, since the kernel needs a moment to close and to reap. An
+orphaned process is not a descendant and is not seen here: tests about orphans look for it by pid.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-GRACE = 10.0  # seconds until what is still there counts as leaked; a test that leaks nothing never waits so long
+GRACE = 10.0  # seconds after which leftovers count as leaked; a test that leaks nothing never waits so long
 POLL = 0.01  # seconds between two looks
 PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What this process holds at one moment; the keys say what is the same thing at a later moment."""
+    """The resources of this process at one moment; equal keys identify the same one."""
 
     children: Mapping[tuple[int, str], str]  # (pid, start time) -> state and command line, descendants included
     files: Mapping[tuple[int, str], str]  # (fd, target) -> target
@@ -35,7 +35,7 @@ class Snapshot:
 
 @contextmanager
 def traced_growth() -> Generator[Callable[[], int]]:
-    """Yield what returns, behind the block, how many bytes of what was allocated in it are still there."""
+    """Yield a function that returns, after the block, its allocated bytes still alive."""
     growth = 0
     tracemalloc.start()
     try:
@@ -51,7 +51,7 @@ def take() -> Snapshot:
 
 
 def leaked(before: Snapshot, grace: float = GRACE) -> list[str]:
-    """One line for each thing that is there now, was not there `before`, and does not go within `grace` seconds."""
+    """Describe each resource not there `before` and not gone within `grace` seconds."""
     deadline = time.monotonic() + grace
     while (found := _new(before, take())) and time.monotonic() < deadline:
         time.sleep(POLL)

@@ -1,4 +1,4 @@
-"""Events in captured log records, for tests to match instead of message texts."""
+"""Events in captured log records, which tests match instead of message texts."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ ABLE = Caller(era=Era.LEGACY, version="2025-11-25", capabilities=msgspec.Raw(b'{
 
 
 class Deaf:
-    """A listener to whom nothing matters."""
+    """A listener that ignores everything."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
@@ -100,7 +100,7 @@ class Harness:
         return TokenFiles(Store(self.state), self.config(**fields))
 
     def restart(self) -> None:
-        """As if the gateway had been stopped and started."""
+        """Behave as if the gateway had been stopped and started."""
         self.logins = self.make_logins()
 
 

@@ -61,14 +61,14 @@ def blocks(page: Path) -> list[Block]:
 
 
 def sessions(text: str) -> list[tuple[str, str]]:
-    """Return the commands of a `console` block, each with the output that is shown."""
+    """Return the commands of a `console` block, each with its shown output."""
     assert text.startswith("$ ")
     parts = re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]
     return [(command, output) for command, _, output in (part.partition("\n") for part in parts)]
 
 
 def fits(shown: str, printed: str) -> bool:
-    """Return whether output is as shown; `...` matches any text in a line, or any lines."""
+    """Return whether output is as shown; `...` matches any text or lines."""
     lines = (
         "(?:.*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + "\n"
         for line in shown.splitlines()
@@ -112,7 +112,7 @@ class Shell:
         return path
 
     def run(self, command: str) -> tuple[int, str]:
-        """Run a command to its end; one that serves HTTP is left running, on any free port."""
+        """Run a command to its end, or leave it serving HTTP on a free port."""
         if command.startswith("mcp-gateway serve") and "--transport http" in command:
             return 0, self.serve(command)
         done = subprocess.run(

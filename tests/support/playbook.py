@@ -1,4 +1,4 @@
-"""Protocol conversations as transcripts: `>>` is sent by the test, `<<` is expected from the code under test.
+"""Protocol conversations as transcripts: `>>` sent by the test, `<<` expected from the code.
 
     await play('''
         << {"id": "$probe", "method": "server/discover", "params": "..."}
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.support.fakes import Script
 
-WITHIN = 1e6  # seconds until an expected message is there; on a clock that jumps, all else happens first
+WITHIN = 1e6  # seconds for an expected message; on a clock that jumps, all else happens first
 ANYTHING = "..."
 
 
@@ -59,7 +59,7 @@ class Playbook:
                 return value
 
     def _compare(self, expected: Any, found: Any, where: str) -> str:
-        """The first difference, or nothing; sets placeholders that have no value yet."""
+        """Return the first difference, or nothing; set placeholders that have no value yet."""
         if expected == ANYTHING:
             return ""
         if isinstance(expected, str) and expected.startswith("$"):

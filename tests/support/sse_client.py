@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SlowExchange(FakeExchange):
-    """A client that takes nothing while `reading` is not set."""
+    """A client that reads nothing while `reading` is not set."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -40,7 +40,7 @@ class SlowExchange(FakeExchange):
 
 
 class SseClient:
-    """One client of the face: its stream, and its POSTs."""
+    """One client of the frontend: its stream, and its POSTs."""
 
     def __init__(self, harness: Harness, frontend: SseFrontend) -> None:
         self.harness, self.frontend = harness, frontend

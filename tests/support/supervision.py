@@ -1,4 +1,4 @@
-"""Supervisors, a fleet and a router over fake backends, each running for the length of a block."""
+"""Supervisors, fleets and routers over fake backends, each running for a block."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SUPERVISOR_POLICY = RestartPolicy(
 
 
 class Watcher:
-    """Implements `SupervisorEvents`: notes the states."""
+    """Implements `SupervisorEvents`: records the states."""
 
     def __init__(self) -> None:
         self.states: list[str] = []
@@ -81,7 +81,7 @@ class Rig:
 
 @asynccontextmanager
 async def running_supervisor(backend: FakeBackend, **kwargs: Any) -> AsyncGenerator[Rig]:
-    """A supervisor that runs for the length of the block; it is stopped at the end, and must end promptly."""
+    """A supervisor that runs for the block; at the end it must stop promptly."""
     rig = Rig(backend, **kwargs)
     with trio.fail_after(100_000):  # of the clock that jumps
         async with trio.open_nursery() as nursery:

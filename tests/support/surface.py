@@ -1,6 +1,6 @@
-"""The names that docs/pages/reference/compatibility.md calls stable, as the code has them now.
+"""The names that docs/pages/reference/compatibility.md calls stable, as in the code.
 
-`python -m tests.support.surface` prints them; what it printed at a release is kept in tests/surface.txt.
+`python -m tests.support.surface` prints them; tests/surface.txt has its output of the latest release.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ ELICITATION, SAMPLING, ROOTS = "elicitation/create", "sampling/createMessage", "
 
 
 class Lines:
-    """Implements what a flow needs of `gateway.router.Router`: every call that was sent, as a ticket."""
+    """The part of `gateway.router.Router` that a call stream needs: every call sent, as a ticket."""
 
     def __init__(self) -> None:
         self.pending_calls: list[PendingCall] = []
@@ -47,7 +47,7 @@ class Lines:
 
 
 class Asked:
-    """What a legacy backend asks, and how it was settled."""
+    """A legacy backend's request, and how it was settled."""
 
     def __init__(self, method: str = ROOTS, **params: Any) -> None:
         self.reply: bytes | Failure | None = None

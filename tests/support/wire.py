@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 ANSWER_WITHIN = 15.0  # seconds that a client waits for one message
-MAX_BYTES = 256 << 20  # a line or body longer than this is a failure of the test, not a full memory
+MAX_BYTES = 256 << 20  # a longer line or body fails the test before it fills the memory
 
 LATEST_LEGACY = "2025-11-25"
 MODERN = "2026-07-28"
@@ -32,7 +32,7 @@ def make_notification(method: str, params: Message | None = None) -> Message:
 
 
 def modern_params(params: Message | None = None, *, capabilities: Message | None = None) -> Message:
-    """The params with the `_meta` that each modern request must carry; a `_meta` given is kept, and wins."""
+    """Return params with the `_meta` of modern requests; a given `_meta` takes precedence."""
     meta = {
         META + "protocolVersion": MODERN,
         META + "clientInfo": CLIENT_INFO,
@@ -51,8 +51,8 @@ def initialize_params(version: str = LATEST_LEGACY, capabilities: Message | None
 class StdioClient:
     """JSON lines over two streams.
 
-    Any number of tasks may wait at once: one of them reads, and keeps the others' in `arrived`, in the order of
-    arrival; the others check again after each message. A cancelled wait loses nothing.
+    Any number of tasks may wait at the same time: one of them reads, and keeps the others' messages in `arrived`, in
+    the order of arrival; the others check again after each message. A cancelled wait loses nothing.
     """
 
     def __init__(self, send: trio.abc.SendStream, receive: trio.abc.ReceiveStream) -> None:
@@ -75,7 +75,7 @@ class StdioClient:
         await self.send(make_notification(method, params))
 
     async def request(self, method: str, params: Message | None = None, *, within: float = ANSWER_WITHIN) -> Message:
-        """Send a request under a fresh id and wait for its response: the whole message, with `result` or `error`."""
+        """Send a request under a fresh id and return its response, a whole message."""
         request_id = await self.start(method, params)
         return await self.response(request_id, within=within)
 
@@ -94,7 +94,7 @@ class StdioClient:
         )
 
     async def notification(self, method: str, *, within: float = ANSWER_WITHIN) -> Message:
-        """The next notification (or server request) with this method."""
+        """Return the next notification (or server request) with this method."""
         return await self.wait_for(lambda message: message.get("method") == method, within)
 
     async def next_message(self, *, within: float = ANSWER_WITHIN) -> Message:
@@ -113,7 +113,7 @@ class StdioClient:
                     await self.read_message()
 
     async def read_message(self) -> None:
-        """Read one more message into `arrived`; the waiting tasks then check again, or read in turn."""
+        """Read one more message into `arrived`; waiting tasks check again, or read next."""
         self.reading = True
         try:
             line = await self.read_line()
@@ -126,7 +126,10 @@ class StdioClient:
             self.news = trio.Event()
 
     async def read_line(self) -> bytes:
-        r"""One line with its \n as it came; b"" at the end. Bytes after the last line end are a line too."""
+        r"""Return one line with its ; b"" at the end.
+
+        Bytes after the last line end are a line too.
+        """
         searched = 0
         while True:
             end = self.buffer.find(b"\n", searched)

@@ -32,7 +32,7 @@ NAME_PARAM = {"tools/call": "name", "prompts/get": "name", "resources/read": "ur
 
 @dataclass(eq=False)
 class Response:
-    """An HTTP response whose body was read to its end; header names are in lower case."""
+    """An HTTP response with its whole body; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -85,7 +85,7 @@ def parse_event(block: bytes) -> Event:
 
 
 class Exchange:
-    """One HTTP request on a connection of its own, whose response is read piece by piece."""
+    """One HTTP request on its own connection, whose response is read in pieces."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -123,7 +123,7 @@ class Exchange:
         return bytes(body)
 
     async def events(self) -> AsyncGenerator[Event]:
-        """SSE events as they come, those that hold only a comment included; ends with the response."""
+        """Yield SSE events as they come, comments included, until the response ends."""
         while True:
             while (end := self.pending.find(b"\n\n")) >= 0:
                 block = bytes(self.pending[:end])
@@ -135,7 +135,7 @@ class Exchange:
             self.pending = (self.pending + event.data).replace(b"\r\n", b"\n")
 
     async def next_sse(self, *, within: float = ANSWER_WITHIN) -> Event:
-        """The next event that carries data."""
+        """Return the next event with data."""
         with trio.fail_after(within):
             async with aclosing(self.events()) as events:
                 async for event in events:
@@ -145,7 +145,7 @@ class Exchange:
 
 
 class HttpClient:
-    """Streamable HTTP, byte for byte; each exchange has a connection of its own, so any number may run at once."""
+    """Streamable HTTP, byte for byte, with a connection for each exchange."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -161,7 +161,7 @@ class HttpClient:
     async def exchange(
         self, method: str, body: bytes = b"", *, headers: Mapping[str, str] | None = None, path: str | None = None
     ) -> AsyncGenerator[Exchange]:
-        """Send one request and give the exchange once its head is there; leaving the block hangs up."""
+        """Send one request; yield the exchange after its head; then hang up."""
         given = {"host": f"{self.host}:{self.port}"}
         if method == "POST":
             given |= {"content-type": "application/json", "content-length": str(len(body))}
@@ -191,16 +191,16 @@ class HttpClient:
                 return Response(exchange.status, exchange.headers, await exchange.read_body())
 
     async def post(self, message: object, *, headers: Mapping[str, str] | None = None, **options: Any) -> Response:
-        """POST one message (or raw bytes) with the legacy session's headers, if there is a session."""
+        """POST one message (or raw bytes) with the legacy session's headers, if any."""
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
         return await self.send("POST", body, headers={**self.session_headers(), **(headers or {})}, **options)
 
     async def get(self, path: str) -> Response:
-        """A plain GET, for instance of /health."""
+        """Send a plain GET, for instance of /health."""
         return await self.send("GET", path=path)
 
     def stream(self, message: object, *, headers: Mapping[str, str] | None = None) -> Any:
-        """POST a message and give the `HttpRequest`, to read events one by one."""
+        """POST a message and yield the `HttpRequest`, to read events one by one."""
         return self.exchange(
             "POST", json.dumps(message).encode(), headers={**self.session_headers(), **(headers or {})}
         )
@@ -212,7 +212,7 @@ class HttpClient:
         return headers | ({"MCP-Protocol-Version": self.version} if self.version else {})
 
     async def initialize(self, version: str = LATEST_LEGACY, capabilities: Message | None = None) -> Message:
-        """The legacy handshake; keeps session id and version for what follows; the result of `initialize`."""
+        """Do the legacy handshake; keep session id and version; return the result."""
         self.session_id = self.version = None
         response = await self.post(make_request(0, "initialize", initialize_params(version, capabilities)))
         assert response.status == 200, response
@@ -224,7 +224,7 @@ class HttpClient:
         return answer["result"]
 
     async def request(self, method: str, params: Message | None = None, **options: Any) -> Message:
-        """A request in the session: the last message of the answer, its response."""
+        """Send a request in the session; return the last message, its response."""
         self.last_id += 1
         return (await self.post(make_request(self.last_id, method, params), **options)).messages()[-1]
 
@@ -232,7 +232,7 @@ class HttpClient:
         return await self.request("tools/call", {"name": name, "arguments": arguments or {}}, **options)
 
     def open_get_stream(self, last_event_id: str | None = None) -> Any:
-        """The session's GET stream, or with an event's id the stream that it came on, as an `HttpRequest`."""
+        """Open the session's GET stream, or resume the stream of an event's id."""
         resume = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         return self.exchange("GET", headers=self.session_headers() | {"Accept": "text/event-stream"} | resume)
 
@@ -255,22 +255,25 @@ class HttpClient:
     async def post_modern(
         self, method: str, params: Message | None = None, *, headers: Mapping[str, str] | None = None, **options: Any
     ) -> Response:
-        """A modern request; `headers` are added to the right ones or replace them."""
+        """Send a modern request; `headers` are added to the right ones or replace them."""
         message, right = self.modern_request(method, params)
         return await self.send("POST", json.dumps(message).encode(), headers={**right, **(headers or {})}, **options)
 
     async def call_modern(self, method: str, params: Message | None = None, **options: Any) -> Message:
-        """A modern request: the last message of the answer, its response."""
+        """Send a modern request; return the last message, its response."""
         return (await self.post_modern(method, params, **options)).messages()[-1]
 
     def stream_modern(self, method: str, params: Message | None = None) -> Any:
-        """A modern request as an `HttpRequest`, to read events one by one; leaving the block cancels the request."""
+        """Send a modern request, to read events one by one; leaving cancels it."""
         message, headers = self.modern_request(method, params)
         return self.exchange("POST", json.dumps(message).encode(), headers=headers)
 
 
 class SseClient(StdioClient):
-    """HTTP+SSE (2024-11-05): all comes on one stream, so waits are those of a pipe; each message is a POST."""
+    """HTTP+SSE (2024-11-05): all messages arrive on one stream, as on a pipe.
+
+    Each sent message is a POST.
+    """
 
     def __init__(self, http: HttpClient, exchange: Exchange) -> None:
         super().__init__(None, None)  # type: ignore[arg-type]
@@ -287,7 +290,7 @@ class SseClient(StdioClient):
         assert response.status == 202, response
 
     async def next_event(self) -> Event | None:
-        """The next event with data; None at the end of the stream."""
+        """Return the next event with data; None at the end of the stream."""
         async with aclosing(self.exchange.events()) as events:
             async for event in events:
                 if event.data:
