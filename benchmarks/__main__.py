@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 
 from benchmarks import machine, page, progress, show
@@ -90,4 +91,5 @@ def ask(options):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # as Ctrl-C, so that children end
     sys.exit(main())

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+import uuid
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -385,3 +391,34 @@ def test_a_choice_of_peers_includes_the_gateway():
     assert {peer.pins[0] for peer in roster.choose(["MCP-PROXY"])[1:]} == {"mcp-proxy==0.13.0", "mcp-proxy@6.7.19"}
     with pytest.raises(SystemExit):
         roster.choose(["nobody"])
+
+
+def processes_with(variable):
+    """Return the pids of the processes whose environment has this entry."""
+    found = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in (directory / "environ").read_bytes().split(b"\0"):
+                found.append(directory.name)
+    return found
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_terminated_benchmark_ends_what_it_started():
+    name, value = "BENCHMARK_MARK", uuid.uuid4().hex
+    command = [sys.executable, "-m", "benchmarks", "call", "--only", "relay", "--rounds", "1", "--seconds", "60"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {name: value}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as benchmark:
+        try:
+            wait_until(lambda: len(processes_with(f"{name}={value}")) >= 3)
+        finally:
+            benchmark.terminate()
+        assert benchmark.wait(30) == 128 + signal.SIGTERM
+    wait_until(lambda: processes_with(f"{name}={value}") == [])
