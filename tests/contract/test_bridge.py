@@ -416,7 +416,7 @@ async def test_roots(gateways, cell):
 BOTH = {"form": {"method": ELICITATION, "params": FORM}, "roots": {"method": ROOTS, "params": {}}}
 
 
-@row("two asks at once")
+@row("two server requests at once")
 async def test_two_concurrent_asks_are_answered(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         talk = await talker.call("ask", {"requests": cell.fit(BOTH)})
@@ -427,7 +427,7 @@ async def test_two_concurrent_asks_are_answered(gateways, cell):
     return YES
 
 
-@row("ask after ask, in one call")
+@row("server requests in turn, in one call")
 async def test_ask_after_ask(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         before = (await talker.structured("count")).get("ask", 0)
@@ -440,7 +440,7 @@ async def test_ask_after_ask(gateways, cell):
     return YES
 
 
-@row("ask of a prompt")
+@row("server request of a prompt")
 async def test_ask_of_a_prompt(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         talk = await talker.converse("prompts/get", {"name": cell.tool("asks")})
@@ -449,7 +449,7 @@ async def test_ask_of_a_prompt(gateways, cell):
     return YES
 
 
-@row("ask that is declined")
+@row("declined server request")
 async def test_ask_that_is_declined(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         talker.respond = lambda *_: {"action": "decline"}
@@ -633,7 +633,7 @@ async def test_unknown_tool(gateways, cell):
     return "refused: -32602"
 
 
-@row("tool that is only done as a task", sdks=())
+@row("tool that requires a task", sdks=())
 async def test_tool_that_is_only_done_as_a_task(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         assert await talker.text("job", {"text": "worked", "polls": 1, "interval": 10}) == "worked"

@@ -58,7 +58,12 @@ ASKS: list[Ask] = [
     ("sampling", [(SAMPLING, SAMPLE)], ["sampling"], [TEXT_SAID]),
     ("sampling with tools", [(SAMPLING, WITH_TOOLS)], ["sampling with tools"], [{"content": [USE]}]),
     ("roots", [(ROOTS, {})], ["roots"], [ROOTS_SAID]),
-    ("two asks at once", [(ELICITATION, FORM), (ROOTS, {})], ["form elicitation", "roots"], [FORM_SAID, ROOTS_SAID]),
+    (
+        "two server requests at once",
+        [(ELICITATION, FORM), (ROOTS, {})],
+        ["form elicitation", "roots"],
+        [FORM_SAID, ROOTS_SAID],
+    ),
 ]
 """Row, what the server asks, what the client was asked, and what came back to the server."""
 OVERTAKEN = "notifications wait a turn and answers do not: what is read together loses its progress"
