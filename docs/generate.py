@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).resolve().parent.parent
 MARKER: Final = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 ACCESS: Final = {
-    "open": "Anyone who reaches the gateway.",
-    "read": "Readers: the admin token, or no token on loopback while the config has no section `access`.",
+    "open": "Anyone who can reach the gateway.",
+    "read": "The admin token; none on loopback while the config has no section `access`.",
     "change": "The admin token.",
 }
 
@@ -143,7 +143,7 @@ def management_api() -> str:
             parts.append(f"One of {type_of(schema)}.")
             continue
         rows = ((code(f), type_of(s), "yes" if f in required else "") for f, s in schema["properties"].items())
-        parts.append(table(("member", "type", "always there"), rows))
+        parts.append(table(("member", "type", "always present"), rows))
     return "\n\n".join(filter(None, parts))
 
 

@@ -239,18 +239,18 @@ CODES: Final = {
     ),
     "backend_http_error": Meaning(
         "a remote server answered with an HTTP status but no MCP response",
-        "see the status in the message; wait `retryAfterMs` where it is given",
+        "see the status in the message; wait for `retryAfterMs` if present",
     ),
     "backend_refused": Meaning(
         "the backend refused a subscription with its own error, which the client sees",
-        "as its message says",
+        "follow its message",
     ),
     "login_required": Meaning("the backend requires an interactive login", "run `mcp-gateway login NAME`"),
     "server_disabled": Meaning(
         "the config or `mcp-gateway disable` has disabled the server",
-        "`mcp-gateway enable NAME`, or change the config",
+        "run `mcp-gateway enable NAME`, or change the config",
     ),
-    "unknown_name": Meaning("no backend offers this tool, prompt or resource", "list again"),
+    "unknown_name": Meaning("no backend offers this tool, prompt or resource", "list the names again"),
     "unknown_method": Meaning("the method is not served", "do not send it"),
     "invalid_params": Meaning("the parameters are invalid for the method", "fix the request"),
     "denied": Meaning(
@@ -259,14 +259,14 @@ CODES: Final = {
     ),
     "revoked": Meaning("the key was revoked while it was in use", "get a new key"),
     "busy": Meaning(
-        "a queue, rate limit or concurrency limit is full, or too many bytes wait for slow clients",
-        "retry, after `retryAfterMs` where it is given",
+        "a queue is full, a rate or concurrency limit is reached, or too many bytes wait for slow clients",
+        "retry, after `retryAfterMs` if present",
     ),
     "gateway_loop": Meaning(
         "the client connects through this gateway itself, or through more than three gateways",
         "remove one of the servers that the message names",
     ),
-    "shutting_down": Meaning("the gateway is draining", "retry against the next process"),
+    "shutting_down": Meaning("the gateway is draining", "retry when the gateway is running again"),
     "gateway_restarted": Meaning(
         "the gateway started by `connect` ended with the request in flight and was restarted",
         "check whether the call took effect before you repeat it",
@@ -279,7 +279,7 @@ CODES: Final = {
     "header_mismatch": Meaning("the HTTP headers do not match the body", "fix the client"),
     "missing_credentials": Meaning("the request has no key or token", "send `Authorization: Bearer KEY`"),
     "invalid_token": Meaning("the key or token is invalid", "get a new one"),
-    "insufficient_scope": Meaning("the token lacks a scope", "ask for the scopes in the challenge"),
+    "insufficient_scope": Meaning("the token lacks a scope", "request the scopes named in the challenge"),
     "view_not_allowed": Meaning("the key is not for this view", "use a view of the key"),
     "unknown_host": Meaning("the `Host` is not an allowed name of this gateway", "add it to `access.allow_hosts`"),
     "unknown_origin": Meaning("the `Origin` is not an allowed web page", "add it to `access.allow_origins`"),
@@ -290,21 +290,23 @@ CODES: Final = {
     ),
     "invalid_config": Meaning("the config is wrong", "fix what each line names"),
     "unknown_server": Meaning("the config has no server of this name", "see `GET /servers`"),
-    "not_changeable": Meaning("the server can only be changed in its config's source", "change the file"),
+    "not_changeable": Meaning(
+        "the server can only be changed in the file or program that configures it", "change it there"
+    ),
     "listen_failed": Meaning("the address cannot be bound", "change the option that the message names"),
     "insecure_listen": Meaning(
         "the gateway would be open to a network without credentials",
-        "configure `access`, or `--insecure`",
+        "configure `access`, or use `--insecure`",
     ),
-    "command_failed": Meaning("a command failed", "as the hint says"),
-    "invalid_usage": Meaning("the command line is wrong", "`mcp-gateway COMMAND --help`"),
+    "command_failed": Meaning("a command failed", "follow the hint"),
+    "invalid_usage": Meaning("the command line is wrong", "see `mcp-gateway COMMAND --help`"),
     "processes_left": Meaning("`doctor`: processes of the server outlive it", "fix the server"),
-    "invalid_tools": Meaning("program: the tools handed in cannot be offered", "fix what each line names"),
-    "not_initialized": Meaning("program: the server is disabled or its config is wrong", "see `get_server_status`"),
-    "call_failed": Meaning("program: a call or a list failed; `__cause__` has the error", "as for the cause"),
-    "call_timeout": Meaning("program: the call or list took too long", "raise the timeout"),
-    "mount_failed": Meaning("program: the application cannot mount the gateway", "change what the message names"),
-    "closed": Meaning("program: the gateway was closed during the call", "open another"),
+    "invalid_tools": Meaning("Python API: the given tools cannot be offered", "fix what each line names"),
+    "not_initialized": Meaning("Python API: the server is disabled or its config is wrong", "see `get_server_status`"),
+    "call_failed": Meaning("Python API: a call or a list failed; `__cause__` has the error", "see the cause"),
+    "call_timeout": Meaning("Python API: the call or list took too long", "raise the timeout"),
+    "mount_failed": Meaning("Python API: the application cannot mount the gateway", "change what the message names"),
+    "closed": Meaning("Python API: the gateway was closed during the call", "open another gateway"),
 }
 """Every code visible to clients, operators and programs, including those of refusals and of `doctor`."""
 

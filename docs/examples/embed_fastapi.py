@@ -1,7 +1,7 @@
-"""The gateway inside a FastAPI application: MCP at /mcp (and /sse), behind a key, beside the application's own pages.
+"""A FastAPI application that serves MCP at /mcp (and /sse), with an API key, beside its own pages.
 
 Run it: `python docs/examples/embed_fastapi.py [PORT]`, then send MCP clients to the URL that it prints, with the
-header `X-API-Key: secret`. `POST /narrow` leaves one tool; connected clients are notified.
+header `X-API-Key: secret`. `POST /narrow` reduces the offer to one tool; connected clients are notified.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ async def narrow() -> dict[str, str]:
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, and ends the event streams of MCP clients first: uvicorn would wait for those for ever.
+    """A server that prints its URL, and first ends the event streams of MCP clients: uvicorn would wait for them.
 
-    Started as `uvicorn embed_fastapi:app`, give it `--timeout-graceful-shutdown 2` instead.
+    With `uvicorn embed_fastapi:app`, add `--timeout-graceful-shutdown 2` instead.
     """
 
     async def startup(self, sockets: list[socket] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The gateway inside a trio program: two servers, one call to each, a reload, and the end.
+"""The gateway inside a trio program: two servers, a call, and a reload.
 
 Run it: `python docs/examples/embed_trio.py`.
 """
@@ -17,7 +17,7 @@ ECHO = {"command": sys.executable, "args": [servers.__file__, "echo"]}
 
 
 async def main() -> None:
-    patient = {"start_grace": 30}  # seconds that the first list waits for servers which start; 4 if nothing is said
+    patient = {"start_grace": 30}  # seconds that the first list waits for slow servers; the default is 4
     async with mcp_gateway.open_gateway({
         "mcpServers": {"calculator": CALCULATOR, "echo": ECHO},
         "gateway": patient,

@@ -30,7 +30,7 @@ def add(values: Values) -> int:
         raise CommandError(problem, "--force replaces it")
     if not values.word:
         problem = f"server {values.name!r} has neither a command nor a URL"
-        raise UsageError(problem, "mcp-gateway add NAME --config FILE -- COMMAND ARGUMENTS; or URL in their place")
+        raise UsageError(problem, "mcp-gateway add NAME --config FILE -- COMMAND ARGUMENTS, or a URL after FILE")
     variables: dict[str, str] = {}
     for pair in values.env:
         name, sign, value = pair.partition("=")
@@ -83,12 +83,12 @@ COMMANDS = (
         "add a server to a config, start it once, and show what it offers",
         add,
         (
-            Flag("NAME", "its name", required=True),
-            Flag("WORD", "after --: its command and arguments; or its URL", many=True),
+            Flag("NAME", "the server's name", required=True),
+            Flag("WORD", "the server's command and arguments, after --; or its URL", many=True),
             CONFIG,
             Flag(
                 "--env",
-                "a variable of its environment; ${NAME} keeps a secret out of the file",
+                "environment variable of the server; as ${NAME} a secret stays out of the file",
                 "NAME=VALUE",
                 many=True,
             ),
@@ -101,6 +101,9 @@ COMMANDS = (
         "remove",
         "remove a server from a config",
         remove,
-        (Flag("NAME", "its name", required=True, complete=names_in_config), CONFIG),
+        (
+            Flag("NAME", "the server's name", required=True, complete=names_in_config),
+            msgspec.structs.replace(CONFIG, help="the config file"),
+        ),
     ),
 )

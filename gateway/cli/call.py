@@ -152,7 +152,7 @@ COMMANDS = (
         (
             Flag(
                 "TOOL",
-                "its public name, as `list` shows it: SERVER.TOOL",
+                "public name of the tool, as `list` shows it: SERVER.TOOL",
                 required=True,
                 complete=partial(_offered, Kind.TOOLS),
             ),
@@ -167,23 +167,28 @@ COMMANDS = (
         "read a resource",
         run_read,
         (
-            Flag("URI", "the resource, as `list` shows it", required=True, complete=partial(_offered, Kind.RESOURCES)),
+            Flag(
+                "URI",
+                "URI of the resource, as `list` shows it",
+                required=True,
+                complete=partial(_offered, Kind.RESOURCES),
+            ),
             *FLAGS,
             JSON,
         ),
     ),
     Command(
         "prompt",
-        "fill in a prompt",
+        "get a prompt with its arguments filled in",
         run_prompt,
         (
             Flag(
                 "NAME",
-                "its public name, as `list` shows it: SERVER.PROMPT",
+                "public name of the prompt, as `list` shows it: SERVER.PROMPT",
                 required=True,
                 complete=partial(_offered, Kind.PROMPTS),
             ),
-            Flag("ARGUMENT", "KEY=VALUE; prompts have only texts", many=True),
+            Flag("ARGUMENT", "KEY=VALUE; values are text", many=True),
             *FLAGS,
             JSON,
         ),

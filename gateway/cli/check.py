@@ -97,7 +97,7 @@ def _missing_programs(config: Config) -> Iterator[Line]:
         if server.command is None or server.disabled:
             continue
         if find_program(server.command, child_environment(server, os.environ), server.cwd) is None:
-            text = f"names a program that is not {'there' if os.sep in server.command else 'on PATH'}"
+            text = f"names a program that {'does not exist' if os.sep in server.command else 'is not on PATH'}"
             name = shown_config(server)["command"]
             yield Line.about(f"server {shown(server.name)}", "command", f"{text}: {name}; install it, or give its path")
 
@@ -154,7 +154,9 @@ COMMANDS = (
         (
             FILE,
             CONFIG,
-            Flag("--start", "start each server once, and save its lists for a client's first list", switch=True),
+            Flag(
+                "--start", "start each server once, and save its lists, so that clients get complete ones", switch=True
+            ),
             JSON,
             STATE,
         ),

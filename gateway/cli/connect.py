@@ -34,15 +34,15 @@ def connect(values: Values) -> int:
 COMMANDS = (
     Command(
         "connect",
-        "connect a client on stdio to the shared gateway of a config, started if necessary",
+        "connect a client on stdio to the shared gateway of a config, and start that gateway if necessary",
         connect,
         (
             FILE,
             CONFIG,
-            Flag("--view", "what the client sees: this view of the config", "NAME"),
+            Flag("--view", "serve the client only this view of the config", "NAME"),
             Flag(
                 "--linger",
-                "seconds that the gateway stays after its last client (default 60)",
+                "seconds that the gateway keeps running without a client (default 60)",
                 "S",
                 DEFAULT_LINGER,
                 seconds,

@@ -51,10 +51,10 @@ def run(values: Values) -> int:
 COMMANDS = (
     Command(
         "hash-key",
-        "make a key for a client, and its hash for the config",
+        "generate an API key for a client, and its hash for the config",
         run,
         (
-            Flag("NAME", "name of its owner, for logs", "NAME", "client", key_name),
+            Flag("NAME", "name of the key's owner, for logs", "NAME", "client", key_name),
             Flag("--stdin", "hash the key on stdin instead of making one", switch=True),
             JSON,
         ),

@@ -94,7 +94,10 @@ COMMANDS = (
         run,
         (
             Flag(
-                "KIND", "only tools, prompts or resources; or the config file", many=True, complete=lambda _: [*KINDS]
+                "KIND",
+                "list only tools, prompts or resources; or the config file",
+                many=True,
+                complete=lambda _: [*KINDS],
             ),
             *FLAGS,
             JSON,

@@ -131,7 +131,7 @@ def run_login(values: Values) -> int:
     tell = print_error if values.json else partial(print, flush=True)
     config, directory = load(config_path(values)), state_directory(values)
     asked = log_in(config, values.name, directory, browser=not values.no_browser, tell=tell)
-    text = "logged in" if asked else "does not ask for a login"
+    text = "logged in" if asked else "does not require a login"
     _report(values, text, {"name": values.name, "logged_in": asked})
     return 0
 
@@ -162,7 +162,7 @@ COMMANDS = (
         "login",
         "log in to a server that requires OAuth, and save its tokens",
         run_login,
-        (*_WHERE, Flag("--no-browser", "only print the address of the login page", switch=True)),
+        (*_WHERE, Flag("--no-browser", "print the address of the login page instead of opening it", switch=True)),
     ),
     Command("logout", "delete the tokens of a server", run_logout, _WHERE),
 )

@@ -33,7 +33,7 @@ def url_path(text: str) -> str:
     return text
 
 
-FILE = Flag("FILE", "the config file (JSON, mcpServers); also spelled --config FILE", parse=Path)
+FILE = Flag("FILE", "the config file (JSON or TOML); also spelled --config FILE", parse=Path)
 CONFIG = Flag("--config", "the config file", "FILE", parse=Path)
 
 
@@ -47,7 +47,7 @@ def address(text: str) -> str:
 
 STATE = Flag(
     "--state-dir",
-    "directory of last-good catalogs, tokens and the control socket (default $MCP_GATEWAY_STATE_DIR, else below"
+    "directory for saved catalogs, tokens and the control socket (default $MCP_GATEWAY_STATE_DIR, else below"
     " $XDG_STATE_HOME or ~/.local/state)",
     "DIR",
     parse=Path,

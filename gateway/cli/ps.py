@@ -145,4 +145,4 @@ def run(values: Values) -> int:
     return 0
 
 
-COMMANDS = (Command("ps", "show the running gateways' backends and their processes", run, (JSON, STATE)),)
+COMMANDS = (Command("ps", "show the running gateways, their backends and processes", run, (JSON, STATE)),)

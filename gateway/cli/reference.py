@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 TITLES = {
     "mcpServers.NAME": "A server (`mcpServers.NAME`)",
-    "mcpServers.NAME.restart": "Its restarts (`restart`)",
-    "mcpServers.NAME.shutdown_grace": "Its shutdown sequence (`shutdown_grace`)",
+    "mcpServers.NAME.restart": "Restart policy (`mcpServers.NAME.restart`)",
+    "mcpServers.NAME.shutdown_grace": "Shutdown sequence (`mcpServers.NAME.shutdown_grace`)",
     "gateway": "The gateway (`gateway`)",
     "gateway.audit": "Audit of calls (`gateway.audit`)",
     "access": "Access control (`access`)",
     "access.keys[]": "A key (`access.keys[]`)",
-    "access.keys[] and access.oauth": "Permissions and limits (in a key, and in `access.oauth`)",
+    "access.keys[] and access.oauth": "Permissions and limits (of a key, and of `access.oauth`)",
     "access.oauth": "Tokens of an authorization server (`access.oauth`)",
     "access.oauth.introspection": "Token introspection (`access.oauth.introspection`)",
 }
@@ -59,5 +59,5 @@ def run_schema(values: Values) -> int:
 
 COMMANDS = (
     Command("fields", "list every field of the config file, with its default", run_fields, (JSON,)),
-    Command("schema", "print the JSON Schema of the config file, for its $schema", run_schema, (JSON,)),
+    Command("schema", "print the JSON Schema of the config file, for editors", run_schema, (JSON,)),
 )

@@ -52,7 +52,7 @@ def transports(text: str) -> tuple[str, ...]:
 def file_mode(text: str) -> int:
     """Parse a file's mode, such as 660."""
     if not text.isdigit() or set(text) - set(string.octdigits) or int(text, 8) > 0o777:
-        message = f"{text!r} is not a file mode; give one like 600 or 660"
+        message = f"{text!r} is not a file mode; use one such as 600 or 660"
         raise ValueError(message)
     return int(text, 8)
 
@@ -204,13 +204,13 @@ def run_demo(values: Values) -> int:
     return 0 if clean else 1
 
 
-INSECURE = Flag("--insecure", "serve other machines without authentication: open to everyone", switch=True)
+INSECURE = Flag("--insecure", "serve other machines without authentication", switch=True)
 FLAGS = (
     FILE,
     CONFIG,
     Flag(
         "--transport",
-        "stdio (default), streamable-http (or http), sse, or a comma list of the HTTP ones; connect, for the gateway"
+        "stdio (default), streamable-http (or http), sse, or both HTTP ones with a comma; connect, for the gateway"
         " that `connect` starts",
         "T",
         ("stdio",),
@@ -219,11 +219,17 @@ FLAGS = (
     *ADDRESS,
     INSECURE,
     Flag("--tls-cert", "serve TLS with this certificate (PEM, with its chain)", "FILE", parse=Path),
-    Flag("--tls-key", "its key (PEM; default: in the file of the certificate)", "FILE", parse=Path),
+    Flag("--tls-key", "key of the TLS certificate (PEM; default: in the file of the certificate)", "FILE", parse=Path),
     Flag("--uds", "listen on a Unix socket at this path instead of --host and --port", "PATH", parse=Path),
-    Flag("--uds-mode", "its file mode, which limits who may connect (default 600)", "MODE", 0o600, file_mode),
-    Flag("--sse-path", "path of the sse transport", "PATH", "/sse", url_path),
-    Flag("--message-path", "path for POST requests of the sse transport", "PATH", "/messages/", url_path),
+    Flag(
+        "--uds-mode",
+        "file mode of the --uds socket, which limits who may connect (default 600)",
+        "MODE",
+        0o600,
+        file_mode,
+    ),
+    Flag("--sse-path", "path of the SSE transport", "PATH", "/sse", url_path),
+    Flag("--message-path", "path for POST requests of the SSE transport", "PATH", "/messages/", url_path),
     Flag("--view", "serve only this view of the config, on stdio", "NAME"),
     Flag(
         "--separator",
@@ -236,7 +242,9 @@ FLAGS = (
         choices=tuple(map(str, NAME_LENGTHS)),
     ),
     Flag("--name", "the name that clients see (default: gateway.name of the config)", "N"),
-    Flag("--log-level", "least severe log message", default="info", choices=("debug", "info", "warning", "error")),
+    Flag(
+        "--log-level", "minimum severity of log messages", default="info", choices=("debug", "info", "warning", "error")
+    ),
     Flag(
         "--log-format", "format of log lines (default: gateway.log_format of the config)", choices=("console", "json")
     ),
@@ -259,6 +267,11 @@ FLAGS = (
     Flag("--no-watch", "do not watch the config file; SIGHUP and the API still reload it", switch=True),
 )
 COMMANDS = (
-    Command("serve", "serve the backends of a config file", run, FLAGS),
-    Command("demo", "try it: two built-in servers, one real client, one call", run_demo, (*ADDRESS, INSECURE, STATE)),
+    Command("serve", "serve the servers of a config file as one MCP server", run, FLAGS),
+    Command(
+        "demo",
+        "try the gateway: two built-in servers, one real client, one call",
+        run_demo,
+        (*ADDRESS, INSECURE, STATE),
+    ),
 )

@@ -62,13 +62,13 @@ FLAGS: Final = (
     msgspec.structs.replace(CONFIG, help="the servers of this config file, started temporarily"),
     Flag(
         "--url",
-        "the URL of a gateway or any MCP server; or a process id (default: the running gateway)",
+        "URL of a gateway or any MCP server, or process id of a gateway (default: the running one)",
         "URL",
         parse=address,
     ),
     Flag(
         "--header",
-        "header for --url, such as 'Authorization: Bearer KEY', which $MCP_GATEWAY_KEY sets",
+        "header for --url, such as 'Authorization: Bearer KEY'; $MCP_GATEWAY_KEY sets that one",
         "HEADER",
         parse=_header,
         many=True,
@@ -177,7 +177,7 @@ class Target:
 async def open_target(values: Values, name: str = "") -> AsyncGenerator[Target]:
     """Open the target of the flags, if possible only with the name's possible owners."""
     if values.config is not None and values.url is not None:
-        problem = "--config and --url exclude each other; keep one"
+        problem = "--config cannot be combined with --url; keep one"
         raise UsageError(problem)
     with _quiet(verbose=values.verbose):
         peer = None

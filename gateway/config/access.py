@@ -87,7 +87,7 @@ class Introspection(Struct, frozen=True):
 class ResourceServer(Struct, frozen=True):
     """Validation of an authorization server's tokens; JSON `oauth`."""
 
-    resource: Annotated[str, doc("The public URL of the endpoint, which tokens must be issued for.")]
+    resource: Annotated[str, doc("The public URL of the endpoint, for which tokens must be issued.")]
     issuer: Annotated[str, doc("The issuer in the authorization server's tokens.")]
     jwks_url: Annotated[str | None, doc("The URL of its keys; default: from its metadata.")] = None
     audience: Annotated[
@@ -99,7 +99,7 @@ class ResourceServer(Struct, frozen=True):
         "ES256",
         "EdDSA",
     )
-    scopes: Annotated[Strings, doc("Scopes that a token must all have.")] = ()
+    scopes: Annotated[Strings, doc("Scopes, all of which a token must have.")] = ()
     leeway: Annotated[Seconds, doc("Tolerated difference between the two clocks.")] = 30.0
     introspection: Annotated[
         IntrospectionField,

@@ -21,7 +21,7 @@ class RateLimit(Struct, frozen=True):
     """Rate limit for a server's calls; JSON `rate_limit`. Excess calls are refused immediately as busy."""
 
     per_second: Annotated[Rate, doc("Sustained calls per second.")]
-    burst: Annotated[Count, doc("Burst size after a quiet time.")] = 10
+    burst: Annotated[Count, doc("Maximum burst, after a time with fewer calls.")] = 10
 
 
 class CircuitBreaker(Struct, frozen=True):

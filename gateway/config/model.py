@@ -64,8 +64,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     transport: Annotated[
         TransportField,
         doc(
-            "How the server is reached; also spelled 'type', and 'streamable-http' also 'http'. "
-            "Default: stdio for a 'command', probed for a 'url'.",
+            "Transport of the server; also spelled 'type'; 'http' is the same as 'streamable-http'. "
+            "Default: stdio with a 'command'; a 'url' is probed.",
             aliases=("type",),
         ),
     ] = None
@@ -76,30 +76,30 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
             "'~/' is the home directory."
         ),
     ] = None
-    args: Annotated[Arguments, doc("Its arguments; a leading '~/' is expanded.")] = ()
+    args: Annotated[Arguments, doc("Arguments of 'command'; a leading '~/' is expanded.")] = ()
     env: Annotated[
         Environment,
         doc(
-            "Variables added to the child's small safe environment, which is the user's home, path, locale, and the"
-            " network's proxies and certificates."
+            "Variables added to the child's environment, which otherwise has only the home directory, PATH, locale, and"
+            " variables about network proxies and certificates."
         ),
     ] = field(default_factory=dict[str, str])
     env_file: Annotated[
         FilePath,
         doc(
-            "A file of more such variables (NAME=VALUE lines), also usable as '${NAME}' in this server's other fields;"
-            " relative to the config file; also spelled 'envFile'.",
+            "A file of further variables (NAME=VALUE lines), also usable as '${NAME}' in this server's other fields;"
+            " the path is relative to the config file; also spelled 'envFile'.",
             aliases=("envFile",),
         ),
     ] = None
     cwd: Annotated[FilePath, doc("The child's working directory; '~/' is the home directory.")] = None
     encoding: Annotated[Encoding, doc("The child's text encoding, which must be a superset of ASCII.")] = "utf-8"
-    encoding_error_handler: Annotated[ErrorHandler, doc("Handling of bytes that do not decode.")] = "strict"
+    encoding_error_handler: Annotated[ErrorHandler, doc("Handling of undecodable bytes, as in Python.")] = "strict"
     url: Annotated[Url, doc("The http or https address of a remote server.")] = None
     headers: Annotated[Headers, doc("HTTP headers sent with every request to 'url'.")] = field(
         default_factory=dict[str, str]
     )
-    unix_socket: Annotated[FilePath, doc("Path of a Unix socket to connect to for 'url'.")] = None
+    unix_socket: Annotated[FilePath, doc("Path of a Unix socket through which 'url' is reached.")] = None
     ca_file: Annotated[
         FilePath, doc("PEM file of the certificate authorities trusted for 'url' instead of the system's.")
     ] = None
@@ -119,8 +119,10 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     # Below start_grace: a legacy server that ignores the probe must still be in the first list. A late answer to the
     # probe, from a slow start, counts too.
     probe_timeout: Annotated[Seconds, doc("How long to wait for 'server/discover' before sending 'initialize'.")] = 1.0
-    max_concurrency: Annotated[Count, doc("Concurrent calls of this backend.")] = 64
-    queue_size: Annotated[Capacity, doc("Calls that may wait beyond those; further ones are refused as busy.")] = 256
+    max_concurrency: Annotated[Count, doc("Maximum concurrent calls to this backend.")] = 64
+    queue_size: Annotated[
+        Capacity, doc("Calls that may wait once 'max_concurrency' is reached; further ones are refused as busy.")
+    ] = 256
     max_line_bytes: Annotated[Count, doc("Maximum length of a line from a stdio backend.")] = 16 * 1024 * 1024
     restart: Annotated[RestartField, doc("Restart policy: an object, true (the defaults) or false (never).")] = (
         RestartPolicy()
@@ -130,14 +132,14 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     ] = ShutdownGrace()
     namespace: Annotated[
         Namespace | None,
-        doc('Prefix of its public names; default: the server\'s name; "": own names.'),
+        doc('Prefix of the server\'s public names; default: its name; "": no prefix.'),
     ] = None
     era: Annotated[
         Era,
         doc(
-            "The protocol era to use: legacy, modern, or auto, which probes the server. If it offers both, clients of"
-            " each era get a separate session over HTTP; a child process is started in the era of the clients that"
-            " use it, and each starts one for either era."
+            "The protocol era to use: legacy, modern, or auto, which probes the server. If the server offers both,"
+            " clients of each era get a separate session over HTTP; a child process runs in the era of the clients that"
+            " use it. each: like auto, but with a child process for each era."
         ),
     ] = "auto"
     session: Annotated[
@@ -149,7 +151,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     ] = "shared"
     max_client_sessions: Annotated[Count, doc("Maximum concurrent sessions if they are not shared.")] = 64
     start: Annotated[Start, doc("eager: start with the gateway; lazy: at the first use.")] = "eager"
-    idle_timeout: Annotated[Seconds | None, doc("Stop the backend after this long without a call.")] = None
+    idle_timeout: Annotated[Seconds | None, doc("Time without a call after which the backend is stopped.")] = None
     required: Annotated[bool, doc("Whether '/readyz' fails while this server is not ready.")] = False
     rate_limit: Annotated[
         RateLimitField, doc("Maximum call rate: calls per second, or an object. Default: unlimited.")
@@ -166,11 +168,11 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
         ),
     ] = CrashLimit()
     ping_interval: Annotated[
-        Seconds | None, doc("Ping an idle backend at this interval; restart it if it does not answer.")
+        Seconds | None, doc("Interval of pings to an idle backend, which is restarted if it does not answer.")
     ] = None
     tool_timeouts: Annotated[
         ToolTimeouts,
-        doc("'call_timeout' of single tools, by a glob over their own names; the first match applies."),
+        doc("'call_timeout' of individual tools, by globs over their own names; the first match applies."),
     ] = field(default_factory=dict[str, float])
     tools: Annotated[
         ToolsField,
@@ -258,22 +260,22 @@ class GatewaySettings(Struct, frozen=True):
     """Settings of the gateway as a whole; JSON section `gateway`."""
 
     name: Annotated[ShownName, doc("The name that clients see.", at_start_only=True)] = "trio-mcp-gateway"
-    separator: Annotated[Separator, doc("Separator of namespace and name; some desktop clients need '__' or '_'.")] = (
-        "."
-    )
+    separator: Annotated[
+        Separator, doc("Separator of namespace and name in public names; some clients need '__' or '_'.")
+    ] = "."
     max_name_length: Annotated[NameLength, doc("Longer public names are shortened, with a hash.")] = 128
     start_grace: Annotated[
         Seconds,
         doc(
-            "How long a list waits for backends that have never listed anything, from its request on. By default also"
-            " longer for some clients with known timeouts."
+            "How long a list waits, from its request, for backends that have never listed anything. The default is"
+            " longer for some clients whose timeouts are known."
         ),
     ] = 4.0
     drain_grace: Annotated[Seconds, doc("Time for active calls to finish when the gateway stops.")] = 5.0
     max_sessions: Annotated[
         Count,
         doc(
-            "Maximum client sessions; unused anonymous ones are evicted, else further ones are refused with 503.",
+            "Maximum client sessions. Above it, unused anonymous ones are evicted, else new ones are refused with 503.",
             at_start_only=True,
         ),
     ] = 1000
@@ -284,24 +286,24 @@ class GatewaySettings(Struct, frozen=True):
     max_silent_connections: Annotated[
         Capacity,
         doc(
-            "Connections of one address that have not sent a request yet; beyond it the oldest is closed. Not for this"
-            " machine; 0 (behind a trusted proxy): unlimited.",
+            "Maximum connections of one address without a request yet; above it, the oldest is closed. Connections of"
+            " this machine do not count. 0 (behind a trusted proxy): unlimited.",
             at_start_only=True,
         ),
     ] = 256
     session_idle_timeout: Annotated[
-        Seconds, doc("Sessions end after being unused for this long.", at_start_only=True)
+        Seconds, doc("Time without use after which a session ends.", at_start_only=True)
     ] = 1800.0
     max_body_bytes: Annotated[Count, doc("Maximum size of a request body; larger ones are refused with 413.")] = (
         4 * 1024 * 1024
     )
-    page_size: Annotated[Count | None, doc("Entries in one page of a list; default: all in one.")] = None
+    page_size: Annotated[Count | None, doc("Maximum entries in a page of a list; default: unlimited.")] = None
     max_client_requests: Annotated[
-        Count, doc("Requests of one client in flight; further ones are refused.", at_start_only=True)
+        Count, doc("Maximum requests of one client in flight; further ones are refused.", at_start_only=True)
     ] = 1024
     keep_alive_interval: Annotated[Seconds, doc("Interval of comments on a silent stream.")] = 15.0
-    sse_after: Annotated[Seconds, doc("Silence after which a JSON answer turns into a stream.")] = 5.0
-    list_change_delay: Annotated[Seconds, doc("Changes of lists within this time are announced together.")] = 0.05
+    sse_after: Annotated[Seconds, doc("Time without an answer after which a response becomes an event stream.")] = 5.0
+    list_change_delay: Annotated[Seconds, doc("List changes within this time are announced together.")] = 0.05
     log_format: Annotated[
         LogFormat, doc("Format of log lines: text or JSON; '--log-format' overrides it.", at_start_only=True)
     ] = "console"
@@ -313,7 +315,7 @@ class GatewaySettings(Struct, frozen=True):
     request_state_keys: Annotated[
         KeyList | None,
         doc(
-            "Keys that seal `requestState`, newest first, shared by replicas; default: random for each process.",
+            "Keys that seal `requestState`, newest first, the same for all replicas; default: random at each start.",
             at_start_only=True,
         ),
     ] = None

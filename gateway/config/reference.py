@@ -69,5 +69,5 @@ def _default(spec: FieldSpec) -> str:
     if isinstance(spec.default, float):
         return f"{spec.default:g}"
     if isinstance(spec.default, msgspec.Struct):
-        return "see there"
+        return "see below"
     return "none" if spec.default is None else msgspec.json.encode(spec.default).decode()

@@ -110,7 +110,7 @@ def _evaluate(expression: str, found: _Found) -> str:
         faults.append(f"names another client's ${{{expression}}}; {_FOREIGN[expression]} instead")
         return ""
     if expression.startswith("input:"):
-        faults.append("asks for an input of another client; put it into a variable and write ${NAME}")
+        faults.append("uses an input prompt of another client; set a variable and write ${NAME}")
         return ""
     match = _EXPRESSION.fullmatch(expression)
     if match is None:

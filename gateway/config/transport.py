@@ -123,7 +123,7 @@ def read_env(scope: Scope, entry: Entry) -> dict[str, str]:
     env = read_texts(scope, entry)
     for name, value in env.items():
         if not name or "=" in name or "\0" in name:
-            scope.problem(entry.label, f"has the name {shown(name)}; a name is not empty and has no '=' and no NUL")
+            scope.problem(entry.label, f"has the name {shown(name)}; a name must not be empty or contain '=' or NUL")
         if "\0" in value:
             scope.problem(f"{entry.label}.{name}", "must not contain a NUL character")
     return env
@@ -184,7 +184,7 @@ def read_headers(scope: Scope, entry: Entry) -> dict[str, str]:
         label = f"{entry.label}.{name}"
         folded = name.lower()
         if _TOKEN.fullmatch(name) is None:
-            scope.problem(entry.label, f"has the name {shown(name)}; a header's name has only letters, digits and '-'")
+            scope.problem(entry.label, f"has the name {shown(name)}; use only letters, digits and '-'")
         elif folded in seen:
             scope.problem(label, "appears twice, in different case; keep one")
         elif _UNSAFE.search(value):

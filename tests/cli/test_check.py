@@ -177,10 +177,10 @@ def test_a_very_long_line_is_cut_short():
 @pytest.mark.parametrize(
     ("server", "problem"),
     [
-        ({"command": "no-such-program"}, "not on PATH: no-such-program"),
-        ({"command": "/no/such/program"}, "not there: /no/such/program"),
-        ({"command": "./program", "cwd": "/"}, "not there: ./program"),
-        ({"command": "sh", "env": {"PATH": "/nowhere"}}, "not on PATH: sh"),
+        ({"command": "no-such-program"}, "is not on PATH: no-such-program"),
+        ({"command": "/no/such/program"}, "does not exist: /no/such/program"),
+        ({"command": "./program", "cwd": "/"}, "does not exist: ./program"),
+        ({"command": "sh", "env": {"PATH": "/nowhere"}}, "is not on PATH: sh"),
         ({"command": "sh"}, None),
         ({"command": "no-such-program", "disabled": True}, None),
         ({"url": "http://127.0.0.1:9/mcp"}, None),
@@ -192,5 +192,5 @@ def test_a_missing_program_is_a_warning(check, server, problem):
     if problem is None:
         assert not err
     else:
-        assert err.startswith(f"warning: server 'a': field 'command' names a program that is {problem}; install it")
+        assert err.startswith(f"warning: server 'a': field 'command' names a program that {problem}; install it")
         assert "^" in err

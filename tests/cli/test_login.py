@@ -149,7 +149,7 @@ async def test_a_login_that_fails_says_why(tmp_path: Path) -> None:
             "error: backend 's' requires authorization and offers no OAuth (Registration failed: 404)"
         )
         terminal.peer.is_open = True
-        assert await terminal.result("login", "s") == (0, "s: does not ask for a login\n", "")
+        assert await terminal.result("login", "s") == (0, "s: does not require a login\n", "")
 
 
 async def test_a_gateway_notices_a_login_by_command(tmp_path: Path) -> None:

@@ -21,27 +21,28 @@ ROWS = {
     "G6": "A call reaches its backend under the tool's own name, `_meta` included, and the result comes back unchanged",
     "G7": "Prompts, resources, templates, completion, subscriptions, log level and progress pass through",
     "G8": "Management over HTTP: `/health`, `/servers` (GET, POST, DELETE) and `/tools`",
-    "G9": "`POST /servers` with bad JSON is a 400, with a bad or empty config a 422, and changes nothing",
-    "G10": "One command sets the environment up, one runs the gateway, one tests it; uv does the same",
+    "G9": "`POST /servers` answers 400 to bad JSON and 422 to a bad or empty config, and changes nothing",
+    "G10": "One command sets up the environment, one runs the gateway, one tests it; uv works too",
     "P1": "`initialize_connections(mcp_config)` checks the config and records every server without starting any",
-    "P2": "Exactly one of `command` and `url`; each violation has a message of its own that names the server",
-    "P3": "An `Authorization` header is used as given; a remote server without one gets OAuth found out",
+    "P2": "A server has either `command` or `url`; any other combination is an error that names the server",
+    "P3": "An `Authorization` header is used as given; for a remote server without one, OAuth is discovered",
     "P4": "`get_client(server_name)`: `KeyError` if unknown, `RuntimeError` with the reason if it failed to initialize",
     "P5": "`test_connection(server_name)` tries several times, with growing pauses, and updates the status;"
           " `KeyError` if unknown",
-    "P6": "`call_tool` has a session of its own for each call, a `TimeoutError`, a `RuntimeError` that names tool and"
+    "P6": "`call_tool` opens a session for each call, raises `TimeoutError` or a `RuntimeError` that names tool and"
           " server, and returns results with `isError`",
-    "P7": "`list_tools(server_name)`",
-    "P8": "`get_server_status`, `get_all_servers`, `get_servers_config`",
-    "P9": "`reload(new_mcp_config)` returns `(True, None)` or `(False, message)`: it checks all, changes nothing"
-          " if anything is wrong, and leaves the unchanged undisturbed",
-    "P10": "`close_all_connections()` runs the shutdown sequence; one that fails to close keeps no other open",
-    "M1": "Made with `name`, `auth_enabled`, `api_key`; configured in memory, without any file",
-    "M2": "`initialize()`, `mount_to_app(app)` on a FastAPI or Starlette application, `shutdown()`",
-    "M3": "`update_tools(tools)`: exactly these are offered, as described; an unknown one is refused",
-    "M4": "`update_and_remount`: served immediately, clients are notified, calls in flight finish",
+    "P7": "`list_tools(server_name)` lists a server's tools under their own names",
+    "P8": "`get_server_status`, `get_all_servers` and `get_servers_config` return states, names and configs",
+    "P9": "`reload(new_mcp_config)` returns `(True, None)` or `(False, message)`: it checks everything, changes nothing"
+          " if anything is wrong, and does not disturb unchanged servers",
+    "P10": "`close_all_connections()` runs the shutdown sequence; one connection that fails to close does not keep the"
+           " others open",
+    "M1": "The manager takes `name`, `auth_enabled` and `api_key`, and a configuration in memory, without a file",
+    "M2": "`initialize()`, `mount_to_app(app)` and `shutdown()` work with a FastAPI or Starlette application",
+    "M3": "`update_tools(tools)` offers exactly these tools, with these descriptions, and refuses unknown ones",
+    "M4": "`update_and_remount` takes effect immediately: clients are notified, calls in flight finish",
     "M5": "Without the right key a request gets 401 and nothing else; CORS follows `allow_origins`",
-    "M6": "Failures are logged and raised as the project's own errors, never half-mounted",
+    "M6": "A failure is logged and raised as one of the project's own errors, and leaves nothing half mounted",
 }  # fmt: skip
 _TEST = re.compile(r"^(?:async )?def (test_guarantee_([a-z]\d+)_\w+)\(", re.MULTILINE)
 
