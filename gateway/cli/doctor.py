@@ -145,7 +145,7 @@ async def _examine(
         own = shutil.which(server.command)
         if report["command"] is None and own is not None:
             hint = f"{server.command!r} is on your own PATH, as {own}, but not on the PATH of its 'env'"
-            report["hints"].append(f"{hint}: give it as 'command'")
+            report["hints"].append(f"{hint}: set 'command' to that path")
     listing: Listing | None = None
     began = trio.current_time()
     grace = server.shutdown_grace

@@ -88,7 +88,7 @@ async def visit(url: str, servers: list[str], say: Say) -> None:
     say("")
     say("Try it yourself. For a client that speaks HTTP:")
     say(json.dumps({"mcpServers": {"gateway": {"type": "http", "url": url}}}, indent=2))
-    say("For a desktop client that starts programs (put your servers into config.json, same format):")
+    say("For a desktop client, which starts the gateway (put your servers into config.json, in the same format):")
     command, *words = own_command(ROOT, PYTHON)
     names = ["--separator", "__", "--max-name-length", "64"]  # Claude Desktop refuses a list with dots in names
     snippet = {"command": command, "args": [*words, "serve", "--config", str(Path.cwd() / "config.json"), *names]}

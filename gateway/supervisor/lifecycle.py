@@ -160,7 +160,7 @@ class EraPreference:
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The status of one backend, in the form of `GET /health`'s entries."""
+    """The status of one backend, as in the entries of `GET /health`."""
 
     state: State
     since: str
