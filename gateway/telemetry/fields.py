@@ -65,7 +65,7 @@ EVENTS: Final = {
     "server_absent": "logged at the start: a server is disabled, or was removed over the API",
     "session_lost": "a remote backend lost the session; a new one is opened",
     "session_not_renewed": "no new session could be opened, with `code`",
-    "shutdown_begun": "the gateway starts to drain; `by` is the signal or other cause",
+    "shutdown_begun": "the gateway starts to drain; `by` is the signal",
     "shutdown_forced": "the gateway stops immediately, because the signal `by` was repeated",
     "tokens_not_checked": "the authorization server could not be reached, with `code`",
     "view_removed": "the served `view` is not in the config",
