@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Write the names of the failed tests to the file that `bin/test` named, which runs them again."""
+    """Write the names of failed tests to `bin/test`'s file; it runs them again."""
     if wanted := os.environ.get("FAILED_TESTS"):
         failed = {report.nodeid for kind in ("failed", "error") for report in terminalreporter.stats.get(kind, ())}
         Path(wanted).write_text("".join(f"{name}\n" for name in sorted(failed)), encoding="utf-8")

@@ -353,7 +353,7 @@ async def test_pages_and_hosts_change_with_the_config(autojump_clock: MockClock)
 
 @pytest.mark.parametrize("server", [LegacyServer, ModernServer])
 async def test_client_credentials_never_reach_a_backend(server: Any) -> None:
-    """Nor does any other header: what a backend gets is the gateway's own, and what the config says."""
+    """Nor does any other header: backends get the gateway's own and the config's."""
     secret = {
         "cookie": "session=c00kie",
         "x_api_key": "ap1key",

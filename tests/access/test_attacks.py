@@ -36,7 +36,7 @@ async def test_one_key_cannot_take_all_sessions(autojump_clock: MockClock) -> No
             200,
             200,
             429,
-        ]  # half of them, if nothing is said
+        ]  # half of them by default
         streams = [await harness.start("GET", "/sse", key=ALICE) for _ in range(3)]
         assert [stream.status for stream in streams] == [200, 200, 429]
         assert "max_sessions" in json.loads(streams[2].body)["error"]["message"]
@@ -189,7 +189,7 @@ async def test_a_standalone_application_follows_the_config() -> None:
 
 @pytest.mark.parametrize("path", ["/servers", "/tools"])
 async def test_the_management_api_is_closed_through_a_proxy(path: str, autojump_clock: MockClock) -> None:
-    """A proxy on the same machine makes everybody come from loopback."""
+    """Behind a proxy on the same machine, every client comes from loopback."""
     async with open_harness({**keys(), "allow_hosts": ["gw.example"]}) as harness:
         for headers in ({"host": "gw.example"}, {"x_forwarded_for": "192.0.2.1"}, {"forwarded": "for=192.0.2.1"}):
             assert (await harness.start("GET", path, **headers)).status == 401
@@ -227,7 +227,7 @@ CREDENTIALS = {
 
 @pytest.mark.parametrize("what", CREDENTIALS)
 async def test_credentials_mean_the_same_in_every_frontend(what: str, autojump_clock: MockClock) -> None:
-    """Streamable HTTP, SSE and the embedded mount, whose key is checked in front of the frontends."""
+    """Streamable HTTP, SSE and the embedded mount, which checks keys before the frontends."""
     wanted, headers = CREDENTIALS[what]
 
     def exchange() -> FakeExchange:

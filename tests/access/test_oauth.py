@@ -169,7 +169,7 @@ async def test_bad_tokens_are_refused_without_work(autojump_clock: MockClock) ->
 
 
 async def test_a_shared_secret_is_not_a_signing_key(autojump_clock: MockClock) -> None:
-    """The public key, or one of the kind `oct`, must not serve as the secret of an HMAC."""
+    """Neither the public key nor one of kind `oct` may be an HMAC's secret."""
     server = Server()
     server.keys = [{"kty": "oct", "k": "c2VjcmV0", "kid": "o", "alg": "HS256"}, jwk(EC_KEY, "e")]
     async with open_server(server) as harness:
@@ -260,7 +260,7 @@ def test_metadata_url_and_document_match_the_sdk(resource: str) -> None:
     pydantic = pytest.importorskip("pydantic")
     settings = ResourceServer(resource=resource, issuer=ISSUER)
     assert metadata_url(settings) == str(routes.build_resource_metadata_url(pydantic.AnyHttpUrl(resource)))
-    assert json.loads(metadata(settings))["resource"] == resource  # letter by letter
+    assert json.loads(metadata(settings))["resource"] == resource  # verbatim
 
 
 async def test_unknown_key_ids_trigger_rate_limited_fetches(autojump_clock: MockClock) -> None:
@@ -274,7 +274,7 @@ async def test_unknown_key_ids_trigger_rate_limited_fetches(autojump_clock: Mock
         assert await finish(harness, await harness.call(key=token(OTHER_KEY, "new"))) == "done"
         assert server.asked.count("https://login.example/keys") == 2
         await trio.sleep(tokens.BELIEVED_FOR + 1)
-        assert (await harness.call(key=token())).status == 401  # its key was taken back
+        assert (await harness.call(key=token())).status == 401  # its key was revoked
 
 
 async def test_an_unreachable_authority_is_not_a_token_error(autojump_clock: MockClock) -> None:
@@ -441,7 +441,7 @@ async def test_introspection(autojump_clock: MockClock) -> None:
         scheme, _, pair = server.headers[0]["authorization"].partition(" ")
         assert (scheme, base64.b64decode(pair)) == ("Basic", b"gw%26:s3cr3t%26%3D%3A")
         assert (await harness.call(key="other")).status == 401
-        del server.active["opaque"]  # revoked, which is believed soon
+        del server.active["opaque"]  # revoked, which takes effect soon
         await trio.sleep(21)
         assert (await harness.call(key="opaque")).status == 401
         server.down = True

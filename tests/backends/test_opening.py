@@ -52,7 +52,7 @@ class Rig:
         self.records = EraRecords(self.store, clock=self.clock)
 
     async def start(self, query: str = "", **fields: Any) -> list[str]:
-        """Open a session and end it; returns what the server was asked first."""
+        """Open a session and end it; return the first request to the server."""
         seen = len(self.peer.requests)
         async with open_session(self.peer.url + query, opener=HttpOpener(self.records), **fields):
             pass
@@ -73,7 +73,7 @@ async def rig(tmp_path: Path | None, rules: Any = (), handler: Any = None) -> As
 
 
 def info(version: str, **kwargs: Any) -> dict[str, Any]:
-    """A rule by which the server says that it has this version of its own."""
+    """A rule with which the server names this version of its own."""
     result = {
         "protocolVersion": "2025-11-25",
         "capabilities": {"tools": {}},

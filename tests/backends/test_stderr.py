@@ -103,7 +103,7 @@ def test_long_lines_are_cut(logged: pytest.LogCaptureFixture) -> None:
 def test_only_lines_that_are_shown_are_masked(
     logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Masking takes time in proportion to the text: a flood of lines must not take it from the calls of others."""
+    """Masking takes time: a flood of lines must not delay others' calls."""
     masked: list[int] = []
 
     class Counting:
@@ -150,7 +150,7 @@ TRANSCRIPTS = Path(__file__).parent.parent / "faults" / "corpus" / "transcripts.
 
 
 def read_transcripts() -> dict[str, tuple[str, list[str]]]:
-    """What is to be shown of each transcript, and its lines as `StderrLog` keeps them."""
+    """Return the expected line of each transcript, and its lines as `StderrLog` keeps them."""
     _, *blocks = TRANSCRIPTS.read_text(encoding="utf-8").replace("\u241b", "\x1b").split("\n=== ")
     found: dict[str, tuple[str, list[str]]] = {}
     for block in blocks:

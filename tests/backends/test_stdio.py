@@ -1,4 +1,4 @@
-"""A stdio session with children that do not read, close their pipes, or write invalid messages."""
+"""A stdio session with children that stop reading, close pipes, or write invalid messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.processes.child import Child
 
 PINGS = 1_000
-WITHIN = 5.0  # seconds within which what happens at once must have happened, on a machine that is busy
+WITHIN = 5.0  # seconds for immediate effects on a busy machine
 
 CHILD = """
 import json, os, sys, time
@@ -64,7 +64,10 @@ def serve(most=1 << 60):
 
 @asynccontextmanager
 async def open_child(script: str, *, listener: Any = None, **fields: Any) -> AsyncGenerator[StdioSession]:
-    """A session with a child that runs `CHILD` and then this; what ends it comes out as the one error it is."""
+    """Open a session with a child that runs `CHILD` and then this.
+
+    Its end is raised as a single error.
+    """
     entry = {"command": sys.executable, "args": ["-c", CHILD + script], "shutdown_grace": [0.1, 0.1, 1], **fields}
     config = parse_server("box", {"era": "legacy", **entry}, environ={})
     try:
@@ -80,7 +83,7 @@ async def open_child(script: str, *, listener: Any = None, **fields: Any) -> Asy
 
 
 async def end_of(script: str, use: Callable[[StdioSession, Received], Awaitable[None]]) -> BackendExited:
-    """What ends a session that is used like this; it must end at once."""
+    """Return the error that ends a session used like this; it must end immediately."""
     listener = Received()
     try:
         with trio.fail_after(WITHIN):

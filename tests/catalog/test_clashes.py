@@ -104,7 +104,7 @@ def test_shortened_names_of_one_backend_stay_apart() -> None:
 def named(
     servers: dict[str, tuple[str, list[str]]], *, kind: Kind = Kind.TOOLS, separator: str = ".", **more: Any
 ) -> Snapshot:
-    """A snapshot of servers, each with its namespace and the own names that it lists; None: it has listed nothing."""
+    """A snapshot of servers, each with its namespace and listed own names (None: none yet)."""
     naming = Naming(separator)
     parts = [
         make_part(

@@ -1,4 +1,4 @@
-"""Lists of both eras in one listing: each era sees its own, names mean the same."""
+"""Lists of both eras in one listing: each era sees its own, under equal names."""
 
 from __future__ import annotations
 

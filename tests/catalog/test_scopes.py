@@ -137,7 +137,7 @@ def test_a_tool_matches_by_its_own_name() -> None:
 
 
 def test_names_are_the_same_in_every_scope() -> None:
-    """The second of two tools with one name is renamed, also for callers who see only it."""
+    """The second of two equal names is changed, also for callers who see only it."""
     parts = [make_part(name, "", listing("x"), Naming()) for name in ("a", "b")]
     whole = Snapshot(parts, listed=frozenset({"a", "b"}))
     second = names(whole)[1]
@@ -204,7 +204,7 @@ def test_a_view_has_names_of_its_own() -> None:
     assert seen.route(Kind.TOOLS, "files__read") == Route("files", "read")
     assert seen.route(Kind.TOOLS, "files.read") is None
     assert names(seen, Kind.PROMPTS) == ["files__ask"]
-    # What a caller may see is said with the names that hold everywhere.
+    # What a caller may see is configured with the names outside views.
     assert names(whole.within(Scope(view="v", tools=("files.read",)))) == ["files__read"]
     assert names(whole.within(Scope(view="v", servers=("git",)))) == []
     assert names(whole.within(Scope(view="unknown"))) == []

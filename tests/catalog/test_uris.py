@@ -23,7 +23,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
 def merged(backends: dict[str, dict[str, list[str]]], *silent: str) -> Snapshot:
-    """A snapshot of backends with lists of `resources` and `templates`, and of `links` that one tool each has.
+    """A snapshot of backends with lists of `resources`, `templates` and tools' `links`.
 
     Those in `silent` are there too, but have listed nothing.
     """

@@ -1,4 +1,4 @@
-"""A gateway reduced to its children: starts one per temper, reports as JSON, stops at EOF.
+"""A gateway reduced to its children: one per temper; reports JSON, stops at EOF.
 
 Run as a program by the tests that kill it: `driver.py MARK TEMPER...`.
 """

@@ -1,6 +1,6 @@
 """Helpers for tests of child lifetimes: zoo commands, and an oracle that reads `/proc`.
 
-The oracle knows nothing of tree ids, limit marks or groups: it finds processes by the mark in their command line, and
+The oracle does not use tree ids, limit marks or groups: it finds processes by the mark in their command line, and
 zombies by their parent.
 """
 
@@ -59,7 +59,7 @@ def zombies(parent: int) -> list[int]:
 
 
 async def ended(pid: int) -> None:
-    """Return when this process has ended."""
+    """Wait until this process has ended."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -71,7 +71,7 @@ async def ended(pid: int) -> None:
 
 
 async def all_ended(mark: str) -> None:
-    """Return when no process has the mark; the caller bounds the wait."""
+    """Wait until no process has the mark; the caller bounds the wait."""
     while pids := marked(mark):
         for pid in pids:
             await ended(pid)

@@ -89,7 +89,7 @@ async def test_an_exception_ends_all_processes_and_propagates() -> None:
 
 @asynccontextmanager
 async def driver(mark: str, tempers: list[str]) -> AsyncGenerator[tuple[subprocess.Popen[bytes], int]]:
-    """A gateway in its own session, and its sentinel's pid; a failing test leaves neither behind."""
+    """A gateway in its own session, and its sentinel's pid; both end with the test."""
     process = subprocess.Popen(  # ruff: ignore[create-subprocess-in-async-function] - trio's would be reaped by trio
         [sys.executable, DRIVER, f"mark={mark}", *tempers],
         stdin=subprocess.PIPE,
@@ -141,7 +141,7 @@ async def test_a_killed_gateway_leaves_no_processes(ending) -> None:
 
 
 async def test_well_behaved_children_exit_without_the_sentinel() -> None:
-    """The gateway held the only write end of each child's stdin, so its death alone is their end of input."""
+    """The gateway held the only write end of their stdin, so its death ends them."""
     mark = new_mark()
     with trio.fail_after(60):
         async with driver(mark, ["echo"] * 10) as (process, sentinel):

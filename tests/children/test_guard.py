@@ -144,7 +144,7 @@ async def test_exited_orphans_are_reaped_during_their_backends_life() -> None:
 
 
 async def test_exit_codes_survive_orphan_reaping_and_spawning() -> None:
-    """Reaping must not take the status of a child that dies while, or right after, it is spawned."""
+    """Reaping must not take the status of a child that dies during its spawn."""
     mark, seen = new_mark(), {}
 
     async def one(code: int, guard: ChildGuard) -> None:

@@ -1,7 +1,7 @@
-"""Child programs of every temper: `python -I -S -E zoo.py TEMPER MARK [ARGS]`; each prints `ready` once set up.
+"""Child programs of every temper: `python -I -S -E zoo.py TEMPER MARK [ARGS]`.
 
-MARK is in the command line of every process here and of all they fork, so that a test finds survivors without asking
-the code under test.
+Each prints `ready` once set up. MARK is in the command line of every process here and of all they fork, so that a test
+finds survivors without the code under test.
 """
 
 import os
@@ -146,7 +146,10 @@ def forker() -> None:
 
 
 def hopper() -> None:
-    """One process that lives 20 ms, forks its successor in a new session, and exits; for three seconds."""
+    """A process that forks its successor in a new session after 20 ms, and exits.
+
+    This continues for three seconds.
+    """
     say()
 
     def hop() -> None:

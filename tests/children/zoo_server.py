@@ -1,7 +1,7 @@
-"""The zoo as MCP servers: `python -I -S -E zoo_server.py TEMPER MARK`; each answers once set up.
+"""The zoo as MCP servers: `python -I -S -E zoo_server.py TEMPER MARK`.
 
-A temper says `ready` by answering the handshake up to its list of tools; then it does what it is known for. MARK is in
-the command line of every process here, as in the zoo.
+Each answers once set up. A temper is ready when it has answered the handshake up to its list of tools; then it
+misbehaves. MARK is in the command line of every process here, as in the zoo.
 """
 
 import json

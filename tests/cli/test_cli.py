@@ -63,7 +63,7 @@ def write(folder, content):
 def assert_refused(result, *parts, status=2, lines=1):
     found, out, err = result
     assert (found, out) == (status, ""), err
-    said = [line for line in err.splitlines() if not line.startswith("  ")]  # `check` shows the place under each
+    said = [line for line in err.splitlines() if not line.startswith("  ")]  # `check` shows the location below each
     assert len(said) == lines, err
     for part in parts:
         assert part in err
@@ -235,7 +235,7 @@ def test_a_bad_config_never_reaches_stdout(tmp_path):
 
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_a_gateway_with_closed_stdio_ends_in_order(tmp_path, closed):
-    """Service managers start programs so; the numbers must not go to a socket or to a child's pipe."""
+    """Service managers do this; sockets and pipes must not get the descriptor numbers."""
     path = write(tmp_path, {"mcpServers": {}})
     line = f'exec "$0" -m gateway serve --state-dir "$2" --config "$1" {closed}'
     done = subprocess.run(
@@ -261,7 +261,7 @@ class Unread(io.StringIO):
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("args", [("serve", "--config", "/nonexistent"), ("nothing",), ("serve", "--port", "0")])
 def test_a_line_reaches_stderr_in_one_piece(tmp_path, args, unbuffered):
-    """The logs are written by a thread of their own: half a line would be continued by one of them."""
+    """A separate thread writes logs: it would continue half a line."""
     if "--port" in args:
         path = write(tmp_path, {"mcpServers": {"away": {"command": "/nonexistent"}}})
         args = (*args, "--config", str(path), "--transport", "http", "--log-level", "debug")

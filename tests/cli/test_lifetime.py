@@ -119,7 +119,7 @@ async def test_pipelined_requests_are_answered_after_eof():
 
 @pytest.mark.parametrize("how", ["start", "SIGTERM"])
 async def test_eof_waits_for_a_first_listing(how, tmp_path):
-    """Or a server would never be known to clients whose sessions are shorter than its start."""
+    """Else clients with sessions shorter than a server's start would never see it."""
     gate, late = tmp_path / "gate", echo_backend()
     wait = 'while [ ! -e "$0" ]; do sleep 0.02; done; exec "$@"'
     entry = {"command": "sh", "args": ["-c", wait, str(gate), late["command"], *late["args"]]} | QUICK

@@ -54,7 +54,7 @@ class FakeTerminal:
         return status, out.decode(), process.stderr_text
 
     async def log_in(self) -> str:
-        """Log in without a browser, as a person who copies the address; returns the last lines."""
+        """Log in like a person who copies the address; return the last lines."""
         async with self.run("login", "s", "--no-browser") as process:
             assert process.process.stdout is not None
             text = ""
@@ -170,7 +170,7 @@ async def test_a_gateway_notices_a_login_by_command(tmp_path: Path) -> None:
 
 
 async def test_the_calls_client_is_asked_to_log_in(tmp_path: Path) -> None:
-    """The tools are known from an earlier run, so that a call can come before the login."""
+    """The tools are known from an earlier run: a call can precede the login."""
     async with open_terminal(tmp_path, era="legacy", oauth={"browser": "elicit"}) as terminal:
         env = {**NO_BROWSER, "MCP_GATEWAY_STATE_DIR": str(terminal.state)}
         await terminal.log_in()

@@ -144,7 +144,7 @@ async def test_a_gateway_on_stdio_is_listed_and_changed(tmp_path, capsys, monkey
 
 
 def complete(*words):
-    """What the shell is offered for the last word."""
+    """Return the shell completions for the last word."""
     variables = {"_MCP_GATEWAY_COMPLETE": "complete_bash", "COMP_CWORD": str(len(words)), **os.environ}
     done = subprocess.run(
         [sys.executable, "-c", "import sys; from gateway.cli import main; sys.argv[0] = 'mcp-gateway'; main()"],
@@ -238,7 +238,7 @@ def test_a_secret_on_the_command_line_warns(command, flag, by, tmp_path, capsys,
 
 @contextmanager
 def open_peer(status, body):
-    """A server on loopback that answers every POST so; yields its address and what it was sent."""
+    """Serve this answer to every POST; yield the address and received requests."""
     seen = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -320,7 +320,7 @@ OPEN = "can be written by other users (mode 0777); run `chmod go-w"
 
 @pytest.fixture
 def planted(tmp_path):
-    """A state directory that everyone can write, with a token and a control socket that someone left there."""
+    """A world-writable state directory with another user's token and control socket."""
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     (state / "admin-token").write_text(PLANTED, encoding="ascii")

@@ -44,7 +44,7 @@ def opened(state, servers=None, **options):
 
 
 async def ps(state, *arguments, env=None) -> str:
-    """What the command prints; it must succeed and say nothing on stderr."""
+    """Return the command's output; it must succeed and write nothing to stderr."""
     command = [sys.executable, "-m", "gateway", "ps", *arguments]
     async with run_process(command, env=env or {"MCP_GATEWAY_STATE_DIR": str(state)}) as running:
         with trio.fail_after(ANSWER_WITHIN):
@@ -149,7 +149,7 @@ async def test_a_restart_shows(state):
 async def test_no_gateway_is_running(state):
     assert await ps(state) == "no gateway is running\n"
     assert await ask(state) == []
-    assert not state.exists()  # asking makes nothing
+    assert not state.exists()  # asking creates nothing
 
 
 async def test_two_gateways_share_a_directory_independently(state):

@@ -1,4 +1,4 @@
-"""A socket that a service manager keeps open: it outlives each gateway, and no connection is refused meanwhile."""
+"""A service manager's socket outlives each gateway, and no connection is refused."""
 
 from __future__ import annotations
 

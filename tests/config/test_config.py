@@ -28,7 +28,7 @@ def parse(data: Any) -> Config:
 
 
 def server(**fields: Any) -> Any:
-    """The one server of a config with these fields; 'command' is there unless it or 'url' is given."""
+    """Parse one server with these fields; 'command' has a default without 'url'."""
     if "url" not in fields:
         fields = {"command": "run"} | fields
     return parse({"mcpServers": {"s": fields}}).servers["s"]

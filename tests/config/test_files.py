@@ -82,7 +82,7 @@ def test_full_example_shows_every_field_with_no_warning() -> None:
 
 
 def test_a_0_1_0_config_still_loads_completely() -> None:
-    """The example has every key and spelling of the 0.1.0 schema; none of them may become unknown or refused."""
+    """The example has every key and spelling of 0.1.0; all must remain valid."""
     config = load_config(EXAMPLES / "full-0.1.0.json", environ=ENVIRON)
     assert config.warnings == ()
     servers = config.servers
@@ -277,7 +277,7 @@ def test_every_default_passes_its_own_check() -> None:
 
 
 def test_the_import_brings_nothing_heavy() -> None:
-    """A desktop client waits for us to start, so this room costs msgspec, json, and nothing else."""
+    """A desktop client waits for the start: only msgspec and json may be imported."""
     script = (
         "import sys, gateway.config, gateway.errors; "
         "print(*sorted({'trio', 'anyio', 'mcp', 'difflib', 'urllib.parse', 'hypercorn'} & set(sys.modules)))"

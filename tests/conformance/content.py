@@ -1,6 +1,6 @@
 """Tables of the conformance server's tools, prompts, resources and forms.
 
-The names and texts are demanded by the suite's scenarios; the tables are its fixtures and hold no behaviour. Everything
+The names and texts are demanded by the suite's scenarios; the tables are its fixtures and have no behaviour. Everything
 is JSON as sent on the wire, so that a reader may compare it with the gateway's output.
 """
 

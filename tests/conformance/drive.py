@@ -1,9 +1,9 @@
 """The client under test in the suite's client scenarios: `python -m tests.conformance.drive URL`.
 
-CONFORMANCE_THROUGH says how it reaches the suite's server: `direct` (the official SDK alone), or `legacy` or `modern`:
-through a gateway of its own, of which it is a client of that era. It does what each scenario demands of a client:
-lists, calls, answers forms with their defaults, follows the pages of a login. The suite passes the scenario's name and
-its data in the environment.
+CONFORMANCE_THROUGH selects how it reaches the suite's server: `direct` (the official SDK alone), or `legacy` or
+`modern`: through a gateway of its own, of which it is a client of that era. It does what each scenario demands of a
+client: lists, calls, answers forms with their defaults, follows the pages of a login. The suite passes the scenario's
+name and its data in the environment.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 DRIVE_WITHIN = 25.0  # seconds; the suite's limit is 30
 READY_WITHIN = 6.0  # seconds for the gateway to have the suite's server ready
 LOGIN_WITHIN = 15.0  # seconds for the same where it has to log in: it imports the SDK first
-POLL = 0.05  # seconds between two looks at whether it is
-AUTH = "auth/"  # how the names of the scenarios begin in which one has to log in
+POLL = 0.05  # seconds between two checks for it
+AUTH = "auth/"  # prefix of the names of scenarios with a login
 CLIENT_METADATA_URL = "https://conformance-test.local/client-metadata.json"  # the suite's name for its client
 REDIRECT_URI = "http://localhost:3000/callback"  # of the SDK alone; nothing listens there
 PAGE_WAIT = 15.0  # seconds for a page of a login; the last one is held until the gateway has its token
@@ -50,7 +50,7 @@ BROWSER = [sys.executable, "-c", "import sys, urllib.request as r; r.urlopen(sys
 
 
 class Login:
-    """The SDK's token storage, and the person who follows the authorization page back to the client."""
+    """The SDK's token storage, and a user who follows the authorization page."""
 
     def __init__(self, client: OAuthClientInformationFull | None) -> None:
         self.client = client
@@ -148,7 +148,7 @@ def make_client(target: Any, mode: Any) -> Client:
 
 @asynccontextmanager
 async def open_target(through: str, url: str, scenario: str, context: dict[str, Any]) -> AsyncGenerator[Any]:
-    """What to connect to, and the mode of the client."""
+    """Return the target to connect to, and the mode of the client."""
     era = "modern" if os.environ["MCP_CONFORMANCE_PROTOCOL_VERSION"] >= "2026" else "legacy"
     logs_in = scenario.startswith(AUTH)
     if through == "direct":

@@ -1,9 +1,9 @@
-"""`bin/conformance`: the official suite against a test server, directly and through the gateway, side by side.
+"""`bin/conformance`: the official suite against a test server, without and with the gateway.
 
-One gateway with one backend under namespace "" is in between, once for each way to reach the backend, and once for
-each frontend that the suite does not speak: a second gateway then translates. A check that passes directly and not
-through the gateway is lost; any lost check makes the exit status 1. What the suite wrote, and the gateway's logs, stay
-in .cache/conformance/results, a folder a run; the newest are kept.
+Results are shown side by side. One gateway with one backend under namespace "" is in between, once for each transport
+of the backend, and once for each frontend that the suite does not speak: a second gateway then translates. A check that
+passes directly and not through the gateway is lost; any lost check makes the exit status 1. What the suite wrote, and
+the gateway's logs, stay in .cache/conformance/results, a folder a run; the newest are kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 RESULTS = CACHE / "conformance" / "results"
 KEPT_RESULTS = 5  # folders of former runs
 READY_WITHIN = 20.0  # seconds until the backend is ready behind the gateway
-POLL = 0.05  # seconds between two looks at whether it is
+POLL = 0.05  # seconds between two checks for it
 TRANSPORTS = {"stdio": "stdio", "sse": "sse", "http": "streamable-http"}
 RELAYED = {"stdio": "by-stdio", "sse": "by-sse"}  # frontend -> its column
 SERVER = [sys.executable, "-m", "tests.conformance.server"]
@@ -90,7 +90,7 @@ class Table:
         ]
 
     def spared(self) -> list[str]:
-        """Where fewer checks passed and none is lost, without which the totals would not add up."""
+        """Return where fewer checks passed although none is lost, so that totals add up."""
         direct, *others = self.columns
         return [
             f"{column:10} {name}: {NOT_REQUIRED.get((column, name), 'noted as allowed')}"
@@ -161,7 +161,10 @@ async def open_server(transport: str) -> AsyncGenerator[str]:
 
 @asynccontextmanager
 async def open_through(backend: str, log: Path, frontend: str = "http") -> AsyncGenerator[str]:
-    """The URL of a gateway before the test server; a relay's, if the suite does not speak that frontend."""
+    """Open a gateway before the test server; yield its URL, perhaps a relay's.
+
+    A relay translates a frontend that the suite does not speak.
+    """
     async with open_backend(backend) as entry:
         if frontend == "http":
             async with open_gateway(entry, log) as url:
@@ -200,7 +203,7 @@ async def open_gateway(server: dict[str, Any], log: Path, transport: str = "stre
 
 
 async def wait_ready(url: str) -> str | None:
-    """Wait until the backend is ready; why it is not, if it does not become so."""
+    """Wait until the backend is ready; return the problem if it does not."""
     backend: dict[str, Any] = {}
     with trio.move_on_after(READY_WITHIN):
         while True:
@@ -250,7 +253,7 @@ async def compare_server(
 async def compare_client(
     suite: Suite, era: str, scenarios: Sequence[str], results: Path, columns: Sequence[str] = ("legacy", "modern")
 ) -> Table:
-    """Try the client scenarios with the SDK alone, and with a gateway between it and the suite's server."""
+    """Try the client scenarios with the SDK alone, and through a gateway."""
     table = Table(
         f"Client scenarios, {era} ({VERSIONS[era]}), suite {suite.version}; "
         "columns: the SDK alone, and the gateway with a client of that era"

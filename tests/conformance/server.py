@@ -1,8 +1,9 @@
 """The conformance suite's test server: every fixture of its scenarios, on the official SDK.
 
 `python -m tests.conformance.server` speaks on stdio; `--transport sse` or `streamable-http` serves on 127.0.0.1 at
-`--port` (0: a free one) and says `listening on URL` on stderr. Both eras at once, chosen by the client, except on SSE,
-which knows the legacy era alone. Tables are in content.py, behaviour in fixtures.py; here they meet the SDK.
+`--port` (0: a free one) and says `listening on URL` on stderr. It serves both eras, as the client chooses, except on
+SSE, which has only the legacy one. Tables are in content.py, behaviour in fixtures.py; this module connects them to the
+SDK.
 """
 
 from __future__ import annotations
@@ -138,12 +139,12 @@ def complete(_ctx: Any, params: types.CompleteRequestParams) -> Json:
 
 
 def accept(_ctx: Any, _params: Any) -> Json:
-    """Say yes: log levels and subscriptions change nothing here, for nothing here changes."""
+    """Accept: log levels and subscriptions have no effect here, since nothing changes."""
     return {}
 
 
 def whole(handler: Any) -> Any:
-    """Make an async handler of one that may be plain, and add what every modern result must carry.
+    """Make a handler async, and add the members that every modern result must have.
 
     The SDK adds that to its models, not to JSON.
     """

@@ -1,7 +1,7 @@
 """Run the official conformance suite and count its checks independently of its own summary.
 
 A scenario counts as passed only if nothing failed and a check beyond `wire-schema-valid` succeeded: the suite also
-ticks one in which everything was skipped or only warned. A check counts by its id and name, for one id may occur often.
+passes one in which everything was skipped or only warned. A check is counted by id and name, since an id may recur.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Scenario:
         return not failures and any(check[0] != FORMAL for check in self.passed_checks)
 
     def lost(self, through: Scenario | None) -> list[str]:
-        """The checks that pass here and not there, each with the reason if there is one."""
+        """The checks that pass here and not there, each with its reason, if any."""
         if through is None:
             return ["the scenario did not run"] if self.count else []
         missing = self.passed_checks - through.passed_checks
@@ -89,7 +89,7 @@ class Suite:
     async def run_client(
         self, command: Sequence[str], era: str, output: Path, scenario: str, environment: Mapping[str, str]
     ) -> Scenario | None:
-        """Try the client that `command` starts, which gets the URL of the suite's own server as its last argument."""
+        """Try the client `command`; its last argument is the URL of the suite's server."""
         arguments = ["client", "--command", shlex.join(command), "--scenario", scenario]
         # A revision in a scenario's name is the only one that it has; one of an extension has none, which needs force.
         version = re.search(r"\d{4}-\d\d-\d\d", scenario)

@@ -1,10 +1,10 @@
 """The bridge matrix: cells, one conversation in each, and the table of results.
 
-A cell is a client's era and face and a server and its transport. A server is of one era, and of the standard library,
-which can send anything, or on a public SDK, and then of both. A row is one thing that the two may do with each other;
-its test is written once, with `@row`, runs in every cell and returns its verdict. `Talker` holds a conversation in
-which the client is asked things, whichever way its era has for that: requests on the stream of its own request, or
-`input_required` and another request.
+A cell is a client's era and frontend, and a server and its transport. A server is on the standard library, which can
+send anything, and of one era, or on a public SDK, and then of both. A row is one interaction of the two; its test is
+written once, with `@row`, runs in every cell and returns its verdict. `Talker` holds a conversation with server
+requests in the form of the client's era: requests on the stream of its own request, or `input_required` and another
+request.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Cell(NamedTuple):
 
     @property
     def backend(self):
-        """The name of the backend in the config; a child of both eras is there for the clients of each era."""
+        """The backend's name in the config; a child of both eras exists for each."""
         return f"{self.server}-{self.transport}" + (
             f"-{self.client}" if self.is_sdk and self.transport == "stdio" else ""
         )
@@ -65,12 +65,12 @@ class Cell(NamedTuple):
         return f"memo://{self.backend}/{path}"
 
     def fit(self, value):
-        """The value as the server can take it and pass it on: an SDK drops what its models do not know."""
+        """Return the value as the server can forward it: SDKs drop unknown members."""
         return ordinary(value) if self.is_sdk else value
 
 
 def ordinary(value):
-    """The value without halves of surrogate pairs, nulls and what no specification has."""
+    """Return the value without lone surrogates, nulls and unspecified members."""
     if isinstance(value, str):
         return re.sub(r"[\ud800-\udfff]", "", value)
     if isinstance(value, list):
@@ -97,7 +97,10 @@ ABSENT = "-"
 
 
 def row(title, *, sdks=tuple(SDKS)):
-    """Make a test of every cell out of `async test(gateways, cell) -> verdict`; `sdks` are those that can do it."""
+    """Make `async test(gateways, cell) -> verdict` a test of every cell.
+
+    `sdks` are those that can do it.
+    """
 
     def decorate(test):
         cells = ROWS[title] = [cell for cell in CELLS if not cell.is_sdk or cell.server in sdks]
@@ -131,7 +134,7 @@ def render():
 
 
 def summary(title, client, server):
-    """One verdict for all transports, or one for each face of the gateway, or all that there are."""
+    """Return one verdict for all transports, one for each frontend, or all."""
     by_frontend = {}
     for cell in CELLS:
         if (cell.client, cell.server) == (client, server):
@@ -248,7 +251,7 @@ TOOL_ANSWER = {**SAMPLE_ANSWER, "content": [TOOL_USE], "stopReason": "toolUse"}
 
 
 def answer_to(method, params):
-    """What the client of these tests says when it is asked."""
+    """Return the answer of these tests' client to a server request."""
     if method == ROOTS:
         return ROOT_ANSWER
     if method == SAMPLING:
@@ -257,14 +260,14 @@ def answer_to(method, params):
 
 
 def url_form(cell, number=1):
-    """A URL elicitation as the backend of this cell spells it: ids exist in the legacy era only."""
+    """A URL elicitation in the form of this cell: only the legacy era has ids."""
     params = {"mode": "url", "message": "Please visit.", "url": "https://example.com/visit?x=1"}
     return params | ({"elicitationId": f"e-{number}"} if cell.era == "legacy" else {})
 
 
 @dataclass(eq=False)
 class Talk:
-    """One call with everything that came of it."""
+    """One call with all its messages."""
 
     answer: dict | None = None
     asked: list = field(default_factory=list)
@@ -286,7 +289,7 @@ class Talk:
 
     @property
     def answers(self):
-        """What the tool `ask` got for what it asked."""
+        """The answers that the tool `ask` got."""
         return self.result["structuredContent"]["answers"]
 
 
@@ -328,7 +331,7 @@ class Talker:
             sent = self.retry(sent, result, talk)
 
     def retry(self, sent, result, talk):
-        """The params with which a modern client comes back."""
+        """The params with which a modern client retries."""
         responses = {}
         for key, wanted in result.get("inputRequests", {}).items():
             asked = wanted["method"], wanted.get("params", {})
@@ -391,7 +394,7 @@ def plain(result):
 
 
 async def until(look):
-    """Look, by asking the backend, until it is so."""
+    """Ask the backend until it is so."""
     with trio.fail_after(10):
         while not (found := await look()):
             pass

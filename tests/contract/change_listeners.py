@@ -13,7 +13,7 @@ CHANGED = "notifications/tools/list_changed"
 
 @asynccontextmanager
 async def open_listener(client):
-    """The stream that brings this client changes; it is open when the block begins."""
+    """Open the stream on which this client receives changes."""
     if client.modern:
         async with client.open_call("subscriptions/listen", {"notifications": {"toolsListChanged": True}}) as call:
             yield await ListenListener(client, call).open()

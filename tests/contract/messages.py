@@ -1,8 +1,8 @@
-"""A manifest of every message a legacy peer may send and its test, checked both ways.
+"""A manifest of every message of legacy peers and its tests, checked both ways.
 
-`MESSAGES` says for each direction what there is; `@covers` makes a test of every cell (a face of the gateway and the
-transport of its backend) out of a function and says which messages it is about. `gaps` compares the two, and the SDK's
-own tables with them, so that a message without a test is as wrong as a test of an unknown message.
+`MESSAGES` lists the messages of each direction; `@covers` makes a function a test of every cell (a frontend and the
+transport of its backend) and names the messages that it covers. `gaps` compares the two, and the SDK's own tables with
+them, so that a message without a test is as wrong as a test of an unknown message.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def covers(direction, *messages):
 
 
 def gaps():
-    """What the manifest, the tests and the SDK do not agree on."""
+    """Return the differences between the manifest, the tests and the SDK."""
     wanted = {(direction, message) for direction, messages in MESSAGES.items() for message in messages}
     known = {
         (direction, method) for direction, table in SDK.items() for method, version in table if version <= LATEST_LEGACY
@@ -101,7 +101,7 @@ def gaps():
 
 
 def make_reference(name):
-    """The backend itself, in this process: what it says here is what must arrive through the gateway."""
+    """The backend itself, in this process: its messages must arrive through the gateway."""
     sys.path.insert(0, str(PEERS))
     try:
         import bridge_server

@@ -1,8 +1,8 @@
 """Helpers of the black-box suites: shared gateways, and one client per cell.
 
-A cell is an era and a face. `Client` does the same on each of them, so that one test holds for all: what differs on
-the wire (pipes or POSTs, `initialize` or `_meta`, how one cancels) is in here. Nothing reads ahead: a message is read
-when a test waits for it.
+A cell is an era and a frontend. `Client` does the same in each of them, so that one test holds for all: differences on
+the wire (pipes or POSTs, `initialize` or `_meta`, forms of cancellation) are hidden here. Nothing reads ahead: a
+message is read when a test waits for it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SSE = ("legacy", "sse")
 """The cell of the older transport, for the tests that hold for it too."""
 every_cell = pytest.mark.parametrize("cell", CELLS, ids="-".join)
 every_cell_and_sse = pytest.mark.parametrize("cell", [*CELLS, SSE], ids="-".join)
-POLL = 0.01  # seconds between two looks at a file that a process writes
+POLL = 0.01  # seconds between two checks of a file that a process writes
 
 FAST = {"initial_delay": 0.05, "max_delay": 0.1, "max_quick_failures": 1000, "healthy_after": 0.01}
 """A restart policy under which a backend that a test has broken is back at once, however often it breaks."""
@@ -53,7 +53,7 @@ RUNNING = set()
 
 
 class Gateway:
-    """A gateway process whose stderr goes to a file, so that no task is needed to read it."""
+    """A gateway process whose stderr is a file, so that no task reads it."""
 
     def __init__(self, config, transport, folder, *extra):
         self.transport = transport
@@ -94,7 +94,7 @@ class Gateway:
         self.url = line[line.index("http://") :].split()[0]
 
     def stop(self):
-        """SIGTERM; it must go in an orderly way, with nothing but an exit status of 0 to be said."""
+        """Send SIGTERM; it must end in an orderly way, with exit status 0."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -116,9 +116,9 @@ class Gateway:
 
 @contextmanager
 def open_gateways(config, transports=("stdio", "streamable-http"), *extra, ready=None):
-    """Gateways with one config, by face; they start at once, serve many tests, and must end well.
+    """Run gateways with one config, by frontend, for many tests; they must end well.
 
-    They are there when the backends in `ready` (None: all) are.
+    The block begins when the backends in `ready` (None: all) are ready.
     """
     frontends = {"stdio": "stdio", "streamable-http": "http", "streamable-http,sse": "http"}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -137,7 +137,10 @@ def open_gateways(config, transports=("stdio", "streamable-http"), *extra, ready
 
 
 def check_leaks():
-    """The `leak_check` of tests that share gateways: children of these come and go; they are looked at when it ends."""
+    """The `leak_check` of tests that share gateways, whose children may change.
+
+    They are checked when the gateway ends.
+    """
     before = leaks.take()
     yield
     until = time.monotonic() + leaks.GRACE
@@ -154,7 +157,10 @@ def own_things():
 
 
 def is_of_gateway(pid):
-    """Whether a process descends from a gateway that outlives the test (or is gone by now)."""
+    """Return whether a process descends from a gateway that outlives the test.
+
+    Also if the process has ended.
+    """
     while pid > 1:
         if pid in RUNNING:
             return True
@@ -171,7 +177,7 @@ def is_of_gateway(pid):
 
 
 class RecordingClient(StdioClient):
-    """Keeps the lines as they came."""
+    """A client that records the lines."""
 
     lines: list[bytes]
 
@@ -207,7 +213,7 @@ class Client:
         return await (self.stdio or self.http).initialize(**options)
 
     async def request(self, method, params=None, *, within=ANSWER_WITHIN):
-        """The response: the whole message."""
+        """Send a request; return the response, a whole message."""
         with trio.fail_after(within):
             async with self.open_call(method, params) as call:
                 return await call.response()
@@ -229,7 +235,7 @@ class Client:
 
     @asynccontextmanager
     async def open_call(self, method, params=None):
-        """One request that has been sent, as a `PipeCall` or `PostCall`; at the end of the block it is let go of."""
+        """Send one request; yield a `PipeCall` or `PostCall`, released after the block."""
         token = (params or {}).get("_meta", {}).get("progressToken")
         if self.stdio is not None:
             yield PipeCall(self.stdio, await self.stdio.start(method, self.params(params)), token)
@@ -266,7 +272,7 @@ class Client:
 
 
 def header_value(value):
-    """The value as a header: what would not arrive as it is goes in the Base64 sentinel."""
+    """Return the value as a header, in the Base64 sentinel if necessary."""
     text = value if isinstance(value, str) else json.dumps(value)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as a browser's TextEncoder does
     if text.isascii() and text.isprintable() and text == text.strip():
@@ -275,7 +281,7 @@ def header_value(value):
 
 
 class PipeCall:
-    """A request under way on pipes."""
+    """A request in flight on pipes."""
 
     def __init__(self, stdio, request_id, token):
         self.stdio, self.id, self.token = stdio, request_id, token
@@ -298,14 +304,14 @@ class PipeCall:
         return message
 
     async def cancel(self):
-        """Cancel, and forget the progress that was on its way when the gateway came to know."""
+        """Cancel, and forget progress sent before the gateway was notified."""
         await self.stdio.notify("notifications/cancelled", {"requestId": self.id, "reason": "a test"})
         await self.stdio.request_modern("server/discover")
         arrived = self.stdio.arrived
         arrived[:] = [message for message in arrived if "method" not in message or not self.belongs(message)]
 
     async def assert_unanswered(self):
-        """Nothing of this call has come among all that was read, or comes before the answer to a ping."""
+        """Assert that no message of this call has come, or precedes a ping's answer."""
         await self.stdio.request_modern("server/discover")
         assert not [message for message in self.stdio.arrived if self.belongs(message)]
 
@@ -361,7 +367,7 @@ class PostCall:
 
 @asynccontextmanager
 async def open_client(gateways, cell, *, initialize=True):
-    """A client in one cell of the gateways of a module; a legacy one has shaken hands."""
+    """Open a client in one cell of a module's gateways, after its handshake."""
     frontend = cell[1]
     gateway = gateways["http" if frontend == "sse" else frontend]
     async with open_raw(gateway, frontend) as raw:
@@ -416,7 +422,7 @@ async def health(gateway):
 
 
 async def wait_health(gateway, wanted, *, within=ANSWER_WITHIN):
-    """Ask /health until `wanted(report)`; each check is a round trip, so this is not a busy loop."""
+    """Ask /health until `wanted(report)`; each round trip takes time: no busy loop."""
     with trio.fail_after(within):
         while not wanted(report := await health(gateway)):
             pass

@@ -43,7 +43,7 @@ EXTRA = {"restart": FAST, "shutdown_grace": SHUTDOWN_GRACE}
 
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory):
-    """A gateway for each face, each before servers of its own."""
+    """A gateway for each frontend, each before servers of its own."""
     names = bridge.installed()
     with open_http_servers(names) as first, open_http_servers(names) as second:
         both = []
@@ -105,7 +105,7 @@ async def test_unknown_fields(gateways, cell):
 
 @pytest.mark.parametrize("cell", [cell for cell in bridge.CELLS if not cell.is_sdk], ids="-".join)
 async def test_text_cut_inside_an_emoji_is_readable(gateways, cell):
-    """Ids and tokens come back as they were; a name, cursor or URI of nothing is unknown, in an error one can read."""
+    """Ids and tokens return unchanged; unknown names, cursors and URIs give readable errors."""
     cut = bridge.CUT
     async with open_talker(gateways, cell) as talker:
         client = talker.client
@@ -195,7 +195,7 @@ async def test_log(gateways, cell):
 
 
 async def test_backends_log_at_the_most_verbose_requested_level(gateways):
-    """A legacy backend's level holds for all of its clients, and each of them is sent what it wants itself."""
+    """A legacy backend's level holds for all its clients; each gets its own."""
     cells = [bridge.Cell(client, "http", "legacy", "http") for client in ("legacy", "modern")]
     async with open_talker(gateways, cells[0]) as quiet, open_talker(gateways, cells[1]) as talkative:
         await quiet.converse("logging/setLevel", {"level": "emergency"})
@@ -223,7 +223,7 @@ async def cancelled_at(talker):
 
 @asynccontextmanager
 async def open_other(gateways, cell, talker):
-    """Another client of the same kind; on pipes there is only the one."""
+    """Open another client of the same kind; on pipes there is only one."""
     if cell.frontend == "stdio":
         yield talker
     else:
@@ -283,7 +283,7 @@ ENDED = {}
 
 
 async def end_stdin(era):
-    """A client on pipes that goes closes our stdin: its calls are cancelled and said to be, we end well."""
+    """A client on pipes disconnects by closing stdin: its calls get errors, we end."""
     names = bridge.installed()
     with open_http_servers(names) as over_http:
         servers = {name: server | EXTRA for name, server in (stdio_servers(names) | over_http).items()}
@@ -315,7 +315,7 @@ async def end_stdin(era):
 
 
 async def was_cancelled(name, http):
-    """Ask a server itself whether something was cancelled."""
+    """Ask a server whether something was cancelled."""
     if name.startswith("legacy"):
         http.session_id = "the-session"
         answer = await http.call_tool("cancelled_log")
@@ -328,7 +328,7 @@ async def was_cancelled(name, http):
 
 
 async def ask_one(gateways, cell, method, params, answer):
-    """The backend asks one thing; returns how the client was asked."""
+    """Have the backend send one request; return it as the client received it."""
     given = cell.fit(params)
     async with open_talker(gateways, cell) as talker:
         talk = await talker.call("ask", {"requests": {"one": {"method": method, "params": given}}})
@@ -364,7 +364,7 @@ async def test_url_elicitation_by_an_error(gateways, cell):
     async with open_talker(gateways, cell) as talker:
 
         async def visit():
-            """What the visited page does; a modern server finds out by the answer."""
+            """Do what the visited page does; a modern server learns it from the answer."""
             if cell.era == "legacy":
                 await talker.call("granted", {"id": wanted})
 
@@ -436,7 +436,7 @@ async def test_ask_after_ask(gateways, cell):
         assert [method for method, _ in talk.asked] == [ROOTS] * 3
         assert talk.rounds == 3 * talker.client.modern
         calls = (await talker.structured("count"))["ask"] - before
-        assert calls == (1 if cell.era == "legacy" else 4)  # a parked call is never run again
+        assert calls == (1 if cell.era == "legacy" else 4)  # a suspended call is never run again
     return YES
 
 
@@ -491,7 +491,7 @@ PROMPTS_CHANGED, UPDATED = "notifications/prompts/list_changed", "notifications/
 
 @asynccontextmanager
 async def open_ear(talker, wanted):
-    """An async function that waits for this client's next notification of a method."""
+    """Yield an async function that waits for this client's next notification of a method."""
     client = talker.client
     if client.modern:
         async with client.open_call("subscriptions/listen", {"notifications": wanted}) as call:

@@ -252,7 +252,7 @@ async def test_no_progress_follows_the_result(gateways, cell):
 
 @every_cell
 async def test_two_calls_may_share_a_progress_token(gateways, cell):
-    """Two clients where the face has them; on pipes the two eras are two clients on one process."""
+    """Two clients; on pipes, the two eras are two clients of one process."""
     async with open_client(gateways, cell) as one, open_client(gateways, cell) as other:
         backends = ("legacy", "modern")
         clients = (one, one if one.frontend == "stdio" else other)

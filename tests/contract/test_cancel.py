@@ -12,7 +12,7 @@ every_backend = pytest.mark.parametrize("backend", ["legacy", "modern"])
 
 
 async def id_at_backend(client, backend):
-    """The id of the request that asks: the gateway uses it as progress token too, and the backend shows its params."""
+    """Return this request's id at the backend, which is also its progress token."""
     params = structured_of(await client.call(f"{backend}.params", token="shown"))
     return params["_meta"]["progressToken"]
 
@@ -22,7 +22,7 @@ async def cancelled_at(client, backend):
 
 
 async def wait_cancelled(client, backend, before):
-    """What was cancelled at the backend besides `before`, once that is something: a hang-up takes its time."""
+    """Wait for cancellations at the backend besides `before`; a hang-up takes time."""
     with trio.fail_after(ANSWER_WITHIN):
         while (after := await cancelled_at(client, backend)) == before:
             pass

@@ -1,7 +1,7 @@
-"""Every HTTP endpoint in every spelling of its path: trailing slash, absolute form (RFC 9112, 3.2.2).
+"""Every HTTP endpoint with a trailing slash and in absolute form (RFC 9112, 3.2.2).
 
-What differs is the spelling alone: answers, refusals and who may do what are those of the plain path, and nothing is
-redirected. Beside that, what holds for the head of any request: compressed bodies, hosts that are not ours, `Accept`.
+Only the spelling differs: answers, refusals and permissions are those of the plain path, and nothing is redirected.
+Further tests are about the head of any request: compressed bodies, foreign hosts, `Accept`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ async def open_harness(config=CONFIG, paths=PATHS["default"]):
 
 
 async def send(client, method, target, body=b"", **headers):
-    """One request under exactly this target; status, headers and body, which for a stream is its first event."""
+    """Send one request with exactly this target; return status, headers and body.
+
+    For a stream, the body is its first event.
+    """
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     with trio.fail_after(ANSWER_WITHIN):
         async with client.exchange(method, body, headers=given, path=target) as exchange:
@@ -219,7 +222,7 @@ async def test_a_client_that_takes_json_only_gets_json(accept):
 
 
 async def check_kinds(accept, kind):
-    """Answers of the gateway itself and of backends, in both eras; the head of a stream carries the session too."""
+    """Check answers of gateway and backends in both eras, and heads of streams."""
     async with open_harness() as client:
         response = await client.send("POST", INITIALIZE, headers={"Accept": accept})
         assert response.headers["content-type"] == kind

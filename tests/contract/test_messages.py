@@ -1,7 +1,7 @@
 """Every legacy message, on every frontend and backend transport, arrives as sent.
 
 The gateways have one backend each, whose names and URIs they do not change, so that params and results can be compared
-as whole JSON values with what the backend says in this process. `messages` has the manifest of all messages.
+as whole JSON values with those of the backend in this process. `messages` has the manifest of all messages.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ BESIDE = ("list_changed", "resources/updated", "elicitation/complete")
 
 @contextmanager
 def open_server(transport):
-    """The config entry of a backend over this transport; one over HTTP ends when its stdin does."""
+    """Yield the config entry of a backend over this transport.
+
+    One over HTTP ends when its stdin does.
+    """
     if transport == "stdio":
         yield peer("bridge_server.py", "--name", NAME)
         return
@@ -81,7 +84,7 @@ def open_harness(transport, frontend, folder):
 
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory):
-    """By the backend's transport, then by face; all start at the same time."""
+    """By the backend's transport, then by frontend; all start at the same time."""
     harnesses = [(transport, frontend) for transport in TRANSPORTS for frontend in ("stdio", "streamable-http,sse")]
     with ExitStack() as stack, ThreadPoolExecutor(len(harnesses)) as pool:
         opened = [open_harness(*harness, tmp_path_factory.mktemp("state")) for harness in harnesses]
@@ -116,7 +119,7 @@ class Talk:
 
 
 class Talker:
-    """A legacy client on any face; `respond` says what it answers when it is asked, None for silence."""
+    """A legacy client; `respond` makes its answers to server requests, None for silence."""
 
     def __init__(self, client, cell):
         self.client, self.cell = client, cell
@@ -157,7 +160,7 @@ class Talker:
         return await self.request("tools/call", {"name": name, "arguments": arguments or {}, **kwargs})
 
     async def ask(self, method, params, **kwargs):
-        """Have the backend ask one thing; returns what the client was asked and what the backend got."""
+        """Have the backend send one request; return it and the backend's answer."""
         talk = await self.tool("ask", {"requests": {"one": {"method": method, "params": params}}}, **kwargs)
         return talk.asked, talk.structured["answers"]["one"]
 
@@ -184,7 +187,7 @@ class Talker:
         return await until(look)
 
     async def count(self, method):
-        """How many messages of this kind the backend has got."""
+        """Return the number of messages of this kind that the backend has received."""
         seen = (await self.tool("seen")).structured["messages"]
         return sum(1 for one in seen if one.get("method") == method)
 
@@ -385,7 +388,7 @@ async def test_tasks_are_the_gateways_own(gateways, cell):
 @covers(ASK, VENDOR)
 @covers(NOTICE, VENDOR)
 async def test_unknown_methods_pass_in_both_directions(gateways, cell):
-    """With one backend there is no doubt whose it is; a client is asked only what it can have declared."""
+    """One backend is the only possible target; clients get only requests they can declare."""
     async with open_talker(gateways, cell) as talker:
         params = {**ODD, "_meta": {"a/b": None}}
         assert same((await talker.request("vendor/echo", params)).result, {"params": params})

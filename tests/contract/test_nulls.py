@@ -1,7 +1,7 @@
 """Null for an optional member means absent: every method, both eras, every frontend.
 
-Many serializers write every member that they know. What is asked for with nulls must be answered as without them, and
-what is passed on must not have them, since other peers refuse them; members that are a vendor's own stay.
+Many serializers write every member that they know. A request with nulls must be answered as one without, and forwarded
+messages must not have them, since other peers refuse them; a vendor's own members stay.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ async def ask(client, method, params, *, absent=False):
 
 
 def same(one, other):
-    """Whether two responses say the same, ids apart."""
+    """Return whether two responses are equal except for their ids."""
     return {**one, "id": 0} == {**other, "id": 0}
 
 
@@ -168,7 +168,7 @@ async def test_initialize_and_notifications_with_nulls(gateways, cell):
 
 
 async def until_caught(client, method):
-    """The last notification of this kind that the backend has got; each look is a round trip."""
+    """Return the backend's last notification of this kind; each check is a round trip."""
     with trio.fail_after(ANSWER_WITHIN):
         while True:
             answer = await ask(client, "tools/call", {"name": "caught", "arguments": {}})

@@ -26,7 +26,7 @@ async def open_http(gateways, version="2025-11-25"):
 
 
 async def read(exchange, count=None):
-    """So many events with an id or a message (None: all that come)."""
+    """Read so many events with an id or a message (None: all)."""
     found = []
     with trio.fail_after(ANSWER_WITHIN):
         async with aclosing(exchange.events()) as events:

@@ -24,7 +24,10 @@ SIZE = 3_000_000
 
 
 class Visitor:
-    """A modern call, as the server of the application hands it over; its client reads only while `reading` is set."""
+    """A modern call as the application's server passes it on.
+
+    Its client reads only while `reading` is set.
+    """
 
     def __init__(self, app: Any, tool: str, **arguments: Any) -> None:
         self._app = app
@@ -48,7 +51,7 @@ class Visitor:
         self.ended.set()
 
     async def read(self) -> dict[str, Any]:
-        """Run it to its end, with a client that reads; the response."""
+        """Run it to its end, with a client that reads; return the response."""
         self.reading.set()
         await self.run()
         return json.loads(self.body)

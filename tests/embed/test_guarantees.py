@@ -90,7 +90,7 @@ ROWS: Final[list[tuple[str, dict[str, Any], Callable[[Any], bool]]]] = [
 
 
 async def value_of(found: Any) -> Any:
-    """What a method returns, awaited where it is awaitable (`Handles` may be, and is its own value)."""
+    """Return a method's result, awaited if possible (`Handles` is its own value)."""
     return await found if hasattr(found, "__await__") else found
 
 

@@ -57,9 +57,9 @@ def test_the_least_of_all_parts_counts(hints: list[Hint], expected: Hint) -> Non
     ("parts", "listed", "expected"),
     [
         ({"a": (1, LONG), "b": (2, SHORT)}, "ab", SHORT),
-        ({"a": (1, LONG), "b": (2, SHORT)}, "a", LONG),  # who is away is not in the list
-        ({"a": (1, LONG), "b": (0, LONG)}, "ab", KEEP_NOTHING),  # an empty list may be full any moment
-        ({"a": (1, LONG), "b": None}, "ab", LONG),  # who has no such list has no say
+        ({"a": (1, LONG), "b": (2, SHORT)}, "a", LONG),  # an unavailable backend is not in the list
+        ({"a": (1, LONG), "b": (0, LONG)}, "ab", KEEP_NOTHING),  # an empty list may fill at any moment
+        ({"a": (1, LONG), "b": None}, "ab", LONG),  # a backend without such a list does not count
         ({"a": (1, LONG), "b": (1, KEEP_NOTHING)}, "ab", KEEP_NOTHING),
         ({}, "", KEEP_NOTHING),
     ],

@@ -79,7 +79,7 @@ def test_nothing_of_a_modern_request_is_lost(params: dict[str, Any], own_meta: d
 
 
 def test_equal_metas_do_not_make_one_client() -> None:
-    """What one of two unknown clients is asked must not reach the other, however alike they look."""
+    """A request to one of two unknown, identical clients must not reach the other."""
     one, other = (requests.modern_call(message("tools/call", {"name": "t", "_meta": ENVELOPE})).caller for _ in "12")
     assert one == other
     assert one.same_client(one)

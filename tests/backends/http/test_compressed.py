@@ -40,7 +40,7 @@ def squeeze(data: bytes, wbits: int) -> bytes:
 
 
 class Encoded(Reply):
-    """A reply whose body goes through `pack`; event streams are flushed after each event, as servers do."""
+    """A reply whose body is packed; event streams are flushed after each event."""
 
     def __init__(self, reply: Reply, coding: str, wbits: int | None) -> None:
         super().__init__(reply.stream, reply.connection, reply.request)

@@ -41,7 +41,7 @@ async def refuse_as(loss: Loss, _request: Request, reply: Reply) -> None:
 
 
 class Forgetful(LegacyServer):
-    """Refuses everything but `initialize` as its row says, while the session is one that it does not know."""
+    """Refuses all but `initialize`, as its row says, while it does not know the session."""
 
     def __init__(self, loss: Loss, *, sessions: bool = True) -> None:
         super().__init__(sessions=sessions)
@@ -70,7 +70,7 @@ class Forgetful(LegacyServer):
 
 
 def check_end(found: Any, loss: Loss) -> None:
-    """Check that a call that was not repeated ends as the server said."""
+    """Check that a call that was not repeated ends with the server's answer."""
     if loss.code is None:
         assert isinstance(found, BackendProtocol), found
     else:
@@ -132,7 +132,7 @@ async def test_unrelated_errors_cause_no_session_probe(loss: Loss) -> None:
 
 @ALL
 async def test_a_session_that_answers_the_probe_is_kept(loss: Loss) -> None:
-    """One tool fails in words that sound like a lost session; the others must not suffer for it."""
+    """One tool's failure sounds like a lost session; others must not be affected."""
     server = LegacyServer()
 
     async def refuse(request: Request, reply: Reply) -> None:
@@ -305,7 +305,7 @@ async def test_servers_without_session_ids_may_require_initialize_again(loss: Lo
 
 
 async def test_an_outage_is_not_a_lost_session() -> None:
-    """While the server answers nothing but 503, the session is kept, and its errors reach their calls at once."""
+    """While the server answers only 503, the session is kept and calls get the errors."""
     server = Forgetful(BY_NAME["503-text"])
 
     async def down(request: Request, reply: Reply) -> None:
@@ -473,7 +473,7 @@ async def test_nothing_is_lost_before_the_handshake() -> None:
 
 
 class ForgetfulSse(SseServer):
-    """Refuses POSTs as its row says while it does not know their session, though the stream stays open."""
+    """Refuses POSTs of unknown sessions as its row says, though the stream stays open."""
 
     def __init__(self, loss: Loss) -> None:
         super().__init__()
@@ -769,7 +769,7 @@ def test_illegal_steps_are_a_bug() -> None:
 
 @pytest.mark.parametrize("status", range(200, 600))
 def test_answered_or_possibly_executed_requests_are_never_repeated(status: int) -> None:
-    """The class in one sentence: only four statuses refuse, and an own answer only as the SDKs refuse with 404."""
+    """Only four statuses refuse a request, and its own answer only like the SDKs' 404."""
     refusing = status in {400, 404, 410, 422}
     assert (judge(status, None, "", answered=False) is Verdict.REFUSED) is refusing
     for code in (-32000, -32001, -32002, -32600, -32601, -32602, -32603, 0, 1):

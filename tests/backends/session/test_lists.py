@@ -52,7 +52,10 @@ def answer_of(script: Script, kind: Kind, answer: Any) -> Any:
 
 
 def make_script(answers: dict[Kind, list[Any]], *, era: Era = Era.LEGACY) -> Script:
-    """A backend whose lists have these pages, the last of them without end; others have one entry `good`."""
+    """A backend whose lists have these pages; other lists have one entry `good`.
+
+    The last page never ends.
+    """
     script = Script(era=era)
     asked = dict.fromkeys(Kind, 0)
 
