@@ -14,7 +14,7 @@ PUBLIC = ["config", "errors", "embed.errors", "demo.servers"]
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """Run Python in a folder that is first on its path, as with a script or `-m`."""
+    """Run Python in a folder that is first on its path, like a script's."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

@@ -120,7 +120,7 @@ def test_the_template_makes_valid_requests_of_one_length():
 
 
 def counted(spec):
-    """The result of a short measurement; a longer one where a busy machine let no call be answered in time."""
+    """Return a short measurement's result, or a longer one's on a busy machine."""
     for seconds in (0.05, 0.5, 5.0):
         try:
             return load.run(spec | {"seconds": seconds})
@@ -234,7 +234,7 @@ def test_long_lines_ids_are_found_at_either_end():
 
 
 def test_one_call_works_for_every_load():
-    """One gateway, for a moment each: closed and open loop, both HTTP transports, errors as answers, whole lists."""
+    """One gateway, briefly: both loops, both HTTP transports, errors as answers, whole lists."""
     members = {"gateway": {"sse_after": 5}}
     with processes.serving_gateway({"echo": processes.backend()}, "streamable-http,sse", **members) as gateway:
         gateway.wait_ready(1)

@@ -12,7 +12,7 @@ from gateway.budget import Budget, Share
 
 
 class Holder:
-    """A connection that ends when the test says so, or as soon as it is closed."""
+    """A connection that ends at the test's command, or once it is closed."""
 
     def __init__(self, budget: Budget, *, ends_at_once: bool = True) -> None:
         self.closed = 0

@@ -1,4 +1,4 @@
-"""The files of deploy/: units that systemd accepts, proxies that pass what MCP needs, an image whose steps exist."""
+"""The files of deploy/: valid systemd units, working proxies, existing image steps."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Client:
         return make_request(1, "tools/call", params), headers
 
     def converse(self) -> None:
-        """Try what a proxy may spoil."""
+        """Try what a proxy may break."""
         hello = make_request(0, "initialize", initialize_params())
         assert self.post(hello, {"Authorization": ""})[0] == 401
         assert self.post(hello, {"Host": "other.example"})[0] == 403
@@ -141,7 +141,7 @@ class Client:
         assert "echo.progress" in self.post(make_request(1, "tools/list"), session)[1]
         with self.exchange("GET", headers=session) as silent:
             assert silent.status == 200
-            assert silent.readline()  # a comment: nothing else is said there
+            assert silent.readline()  # a comment: nothing else is sent there
         with self.exchange("POST", *self.call("echo.progress", {"n": 2, "delay": 3_600})) as stream:
             first = next(line for line in iter(stream.readline, b"") if line.startswith(b"data: {"))
             assert b"notifications/progress" in first  # during the call, which here never ends

@@ -81,7 +81,7 @@ def test_codes_are_unique() -> None:
 
 
 def test_refusals_have_listed_codes() -> None:
-    """A literal code of a `Refusal` is in `CODES`; any other is the code of an error."""
+    """A literal code of a `Refusal` is in `CODES`; others are an error's."""
     used: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

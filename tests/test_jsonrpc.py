@@ -255,7 +255,7 @@ WHOLE = [
 
 
 def same_everywhere(message: dict[str, object], value: str) -> bool:
-    """Whether a message's id, method and error message, as far as it has them, are this text."""
+    """Return whether a message's id, method and error message, if present, are this text."""
     error = message.get("error")
     found = [
         message.get("id", value),
@@ -267,7 +267,7 @@ def same_everywhere(message: dict[str, object], value: str) -> bool:
 
 @pytest.mark.parametrize("text", LONE + WHOLE)
 def test_surrogates_pass_in_every_member(text: str) -> None:
-    """Spans keep their bytes, strings are those of Python's own parser, and encoding gives the same value back."""
+    """Spans keep their bytes, strings equal Python's own, and encoding restores the value."""
     span = f'{{"{text}" : ["{text}", {{"a":"{text}"}}]}}'.encode()
     value = json.loads(f'"{text}"')
     message = jsonrpc.decode(

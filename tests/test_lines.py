@@ -194,7 +194,7 @@ async def test_a_closed_streams_descriptor_is_not_written(pipe: Pipe) -> None:
     heir, other = os.pipe()
     await pipe.writer.aclose()
     try:
-        os.dup2(other, number)  # what the system does with the next file that is opened
+        os.dup2(other, number)  # like the system for the next opened file
         outbox.post(b"secret\n")
         os.set_blocking(heir, False)
         with pytest.raises(BlockingIOError):
@@ -218,7 +218,7 @@ async def test_available_lines_are_read_to_the_end(pipe: Pipe) -> None:
 
 
 class CloseAtWakeUp(trio.abc.Instrument):
-    """Closes a stream when its reader has been woken and is about to continue; its number goes to another file."""
+    """Closes a stream whose reader was just woken, and reuses its number."""
 
     def __init__(self, stream: trio.lowlevel.FdStream, other: int) -> None:
         self._stream, self._other = stream, other

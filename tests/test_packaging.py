@@ -132,7 +132,7 @@ def test_guarantee_g10_the_commands_exist_and_uv_finds_them() -> None:
 
 @pytest.mark.parametrize("history", [True, False])
 def test_each_part_with_real_peers_has_its_turn(history: bool, tmp_path: Path) -> None:
-    """CI takes the parts in turn: three commits one after the other, or any day without a history."""
+    """CI takes the parts in turn: by commit, or by day without a history."""
     for name in (".ci", "bin"):
         (tmp_path / name).mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
@@ -167,7 +167,7 @@ def test_each_part_with_real_peers_can_be_installed_ahead() -> None:
 
 
 class Clone:
-    """A clone with empty locks, a package `gateway` that prints its arguments, and a PATH of our own."""
+    """A clone with empty locks, its own PATH, and a `gateway` that prints arguments."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -198,7 +198,7 @@ class Clone:
         shutil.copy(self.root / "requirements.lock", self.stamp)
 
     def fake_dev_venv(self, body: str) -> None:
-        """The same with the development tools, and with an interpreter that does as the shell script says."""
+        """The same with development tools, and a shell script as its interpreter."""
         self.fake_venv()
         self.stub(self.root / ".venv" / "bin" / "python", body)
         (self.root / "tests").mkdir()
@@ -305,7 +305,7 @@ def test_a_venv_differing_from_the_lock_is_unused(clone: Clone, what: str) -> No
 
 @pytest.fixture(scope="module")
 def first_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clone, list[tuple[int, str, str]]]:
-    """A clone on which the first two runs came at once, and the pid, stdout and stderr of each."""
+    """A clone after two concurrent first runs, with each one's pid, stdout and stderr."""
     clone = Clone(tmp_path_factory.mktemp("first") / "a clone")
     clone.real_python()
     both = [clone.start(), clone.start()]

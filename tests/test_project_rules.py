@@ -89,7 +89,7 @@ def _is_inf(value: ast.expr, names: set[str]) -> bool:
 
 
 def _name(node: ast.AST) -> str:
-    """The last part of a dotted name; a subscript such as `open_memory_channel[int]` counts as its value."""
+    """The last part of a dotted name; `open_memory_channel[int]` counts without its subscript."""
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name
@@ -162,7 +162,7 @@ def channels(module: Module) -> Iterator[Finding]:
 
 
 def nurseries(module: Module) -> Iterator[Finding]:
-    """A task in a borrowed nursery: it outlives the function that started it, and its owner does not know it.
+    """A task in a borrowed nursery: it outlives its starter, unknown to its owner.
 
     Own is: a nursery opened by `async with` in the same function or in one that lexically contains it, and
     `self.nursery` or `self.<something>_nursery`, whose object opened it. All others have another owner, a parameter
@@ -217,7 +217,7 @@ def _opened_in(function: Function) -> set[str]:
 
 
 def system_tasks(module: Module) -> Iterator[Finding]:
-    """A system task has no owner, and its crash is not reported to anyone who could act."""
+    """A system task has no owner, and its crash reaches no code that could act."""
     for node in ast.walk(module.tree):
         imported = isinstance(node, ast.ImportFrom) and any(each.name == "spawn_system_task" for each in node.names)
         if imported or (isinstance(node, ast.Attribute) and node.attr == "spawn_system_task"):
@@ -266,7 +266,7 @@ RULES: list[Callable[[Module], Iterator[Finding]]] = [
 
 
 def judge(module: Module) -> list[str]:
-    """What is wrong with `module`, a line each: what no waiver excuses, and waivers that excuse nothing."""
+    """Return the problems of `module`: unexcused findings, and waivers that excuse nothing."""
     waivers = module.waivers()
     used: set[int] = set()
     wrong: list[str] = []
@@ -288,7 +288,7 @@ def gateway_modules() -> list[Path]:
 
 
 def count_problem(found: int, allowed: int) -> str:
-    """What is wrong with the number of waivers, or nothing."""
+    """Return the problem with the number of waivers, or nothing."""
     if found > allowed:
         return f"{found} waivers, {allowed} allowed: fix the code instead"
     return f"{found} waivers, {allowed} allowed: lower MAX_WAIVERS to {found}" if found < allowed else ""
@@ -339,7 +339,7 @@ def test_no_test_imports_another_test() -> None:
 
 
 def unknown_constants(texts: dict[str, str]) -> dict[str, set[str]]:
-    """Constants that docstrings and comments of a module name in backquotes, and that no module has."""
+    """Return constants that docstrings and comments name in backquotes, but no module has."""
     known = {
         name for text in texts.values() for name in re.findall(r"^\s*([A-Z][A-Z0-9_]{3,})\b.* = ", text, re.MULTILINE)
     }

@@ -247,7 +247,7 @@ async def read(stream: trio.SocketStream, size: int) -> bytes:
 
 
 class Socks:
-    """A SOCKS5 server (RFC 1928, 1929) that leads every connection to one port of this machine."""
+    """A SOCKS5 server (RFC 1928, 1929) that connects everything to one local port."""
 
     def __init__(self, port: int) -> None:
         self.port = port

@@ -1,4 +1,4 @@
-"""Public names: released names stay, and a former one leads to the present one until its removal."""
+"""Public names: released ones stay, and former ones work until their removal."""
 
 from __future__ import annotations
 

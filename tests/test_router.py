@@ -233,7 +233,7 @@ async def read_page(router: Router, uri: str, caller: Caller, outcome: Complete 
 
 
 async def called(router: Router, name: str, caller: Caller) -> tuple[str, str, str]:
-    """The backend that gets a call, the name that it has there, and the one that rules and audit see."""
+    """Return a call's backend, its name there, and its name for rules and audit."""
     ticket = await router.submit(make_call(name, caller=caller))
     try:
         return ticket.backend, ticket.own_name, ticket.call.name
@@ -291,7 +291,7 @@ async def test_an_app_does_not_reach_another_server_for_a_hidden_tool(
 
 
 async def test_an_app_in_a_view_of_one_server_is_not_ambiguous(autojump_clock: MockClock) -> None:
-    """What the same principal reads counts at every endpoint; a view without a server tells its pages apart."""
+    """A principal's reads count at every endpoint; views without a server separate its pages."""
     host = Caller(era=Era.MODERN, version="2026-07-28", principal="ada", capabilities=HOST)
     async with running_router({"a": app_backend("x"), "b": app_backend("x")}) as router:
         await read_page(router, "ui://page", host)
@@ -512,7 +512,7 @@ async def test_calls_awaiting_their_owner_are_refused_during_drain(autojump_cloc
 async def test_client_notifications_reach_the_only_backend(autojump_clock: MockClock) -> None:
     params = jsonrpc.raw({"x": None})
     async with running_router({"a": FakeBackend()} | {"b": (other := FakeBackend())}) as router:
-        router.pass_on("vendor/note", params, LEGACY_CALLER)  # whose is it?
+        router.pass_on("vendor/note", params, LEGACY_CALLER)  # its target is ambiguous
         assert other.session.upkeep.passed_on == []
     alone = FakeBackend()
     async with running_router({"a": alone}) as router:

@@ -117,7 +117,7 @@ async def test_an_embedded_gateway_notes_requests_without_a_key(tmp_path: Path) 
 
 
 def secret_config(secret: str | None) -> Config:
-    """A config whose secret belongs to no server, so that nothing but the runtime masks it."""
+    """A config whose secret belongs to no server, so that only the runtime masks it."""
     headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
     server = {"url": "http://127.0.0.1:1/mcp", "headers": headers, "disabled": True}
     return parse_config({"mcpServers": {"off": server}}, environ={})
@@ -169,7 +169,7 @@ async def test_changed_start_only_settings_are_named(host: str, caplog: pytest.L
 
 
 class Recorder:
-    """Notes the sessions that are open when a principal ends, and whether a call of it has ended."""
+    """Records, when a principal ends, its open sessions and whether its call has ended."""
 
     def __init__(self, harness: Harness, pending: PendingCall) -> None:
         self.harness = harness

@@ -213,7 +213,7 @@ def test_the_state_directory_follows_the_environment() -> None:
 
 
 def test_the_raw_parts_stay_raw_in_the_file(store) -> None:
-    """What a gateway keeps it does not re-model: a number too big for any type is written as it was read."""
+    """Stored data is not re-modelled: even a number too big for any type is unchanged."""
     store.save_catalog(server(), LISTING)
     assert jsonrpc.decode_object(kept(store).read_bytes())
     assert b'{"listChanged":true,"odd":1e400}' in kept(store).read_bytes()

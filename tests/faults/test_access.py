@@ -1,7 +1,7 @@
-"""Every endpoint x {missing key, wrong key, foreign session, bad Origin, bad Host}: refused without work.
+"""Every endpoint refuses missing and wrong keys, foreign sessions, bad Origins and Hosts.
 
-In memory, all of it: the gateway's real routes and faces before a backend of fakes, which must see nothing; and no
-body is read of a request that is refused. What a key opens elsewhere must not show either.
+Refusals cost no work: the gateway's real routes and frontends run in memory before fake backends, which must see
+nothing, and no body of a refused request is read. What a key opens elsewhere must not show either.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ LONG = {"read_events", "read_metrics"}
 
 
 class Watched(Harness):
-    """A gateway that alice uses already, in a session of each kind."""
+    """A gateway that alice already uses, in a session of each kind."""
 
     legacy = sse = ""
 
@@ -85,7 +85,7 @@ class Watched(Harness):
 
     @property
     def state(self) -> tuple[object, ...]:
-        """What a request that is refused must leave as it is."""
+        """Return the state that a refused request must leave unchanged."""
         sessions = self.mcp.endpoint.sessions._sessions
         idle = [session.last_used for session in sessions.values()]
         return self.sent, len(sessions), idle, len(self.mcp.sse), self.router.under_way, len(self.parking)
@@ -220,7 +220,7 @@ async def test_a_suspended_call_belongs_to_its_principal(autojump_clock: MockClo
         assert (len(harness.parking), harness.router.under_way) == (
             0,
             0,
-        )  # its key is gone, and so is what it had parked
+        )  # its key is gone, and so are its suspended calls
 
 
 def elicitation() -> Any:
@@ -261,6 +261,6 @@ def test_only_the_exact_key_is_accepted(header: bytes) -> None:
 
 
 def test_a_key_beside_wrong_authorization_is_ignored() -> None:
-    """One credential decides: which one a proxy in between has looked at must not be a matter of luck."""
+    """One credential decides: which one a proxy has checked must not be chance."""
     assert ACCESS.find({b"authorization": b"Bearer x", b"x-api-key": ALICE.encode()}) is None
     assert ACCESS.find({b"x-api-key": ALICE.encode()}) is not None

@@ -84,7 +84,7 @@ async def test_a_request_before_initialize_is_refused_harmlessly(method: str) ->
 
 
 async def test_two_sessions_with_the_same_id() -> None:
-    """A server that gives everybody the same id, and ends all of them when one says goodbye."""
+    """The server gives all clients one id, and ends all sessions with one."""
     server = LegacyServer()
 
     async def initialize(request: Request, reply: Reply) -> None:
@@ -142,7 +142,7 @@ def test_a_client_that_answers_after_the_cancel() -> None:
 
 
 async def test_a_client_that_never_answers() -> None:
-    """Its call ends at its deadline: the server gets an error, and nothing of it is kept."""
+    """Its call ends at its deadline: the server gets an error, nothing is kept."""
     script = Script()
     one = make_call(Era.LEGACY, caller=make_caller(Era.LEGACY, session="one"))
     pending = PendingCall(one, backend="b", own_name="x", timeout=0.05)

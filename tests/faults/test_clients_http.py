@@ -492,7 +492,7 @@ async def test_a_get_refusing_streams_is_a_406(session):
 
 
 async def test_a_legacy_disconnect_does_not_cancel(session):
-    """2025-11-25: a disconnect is not a cancellation; the session and its calls continue, the id stays in use."""
+    """2025-11-25: the session and its calls continue, and the id stays in use."""
     before = (await session.call_tool("echo.cancelled_log"))["result"]["structuredContent"]["cancelled"]
     params = {"name": "echo.progress", "arguments": {"n": 8, "delay": 0.05}, "_meta": {"progressToken": 1}}
     async with session.stream(make_request("gone", "tools/call", params)) as exchange:

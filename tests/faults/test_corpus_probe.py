@@ -66,7 +66,7 @@ async def open_stdio_session(
 
 @asynccontextmanager
 async def open_with(config: ServerConfig, records: EraRecords | None = None) -> AsyncGenerator[Session]:
-    """A session with any stdio server; what ends it comes out as the one error it is."""
+    """Open a session with any stdio server; raise its end as one error."""
     try:
         with trio.fail_after(WITHIN):
             async with (

@@ -24,7 +24,7 @@ WAYS = ("dies_mid_call", "closes_stdout", "half_line")
 
 
 class Keyed(HttpClient):
-    """A client that sends a key with all that it sends."""
+    """A client that sends a key with every request."""
 
     def __init__(self, url: str, key: str) -> None:
         super().__init__(url)
@@ -52,7 +52,7 @@ def assert_is_refused(answer: Message) -> None:
 
 
 async def crash(call: Callable[[], Awaitable[Message]]) -> None:
-    """Have a call kill the server. One that comes while the session of the last crash is being closed does not."""
+    """Have a call kill the server, after the last crash's session is closed."""
     for _ in range(100):
         answer = await call()
         assert answer["error"]["data"] == {"backend": "f", "reason": "backend_exited"}, answer

@@ -52,7 +52,7 @@ def head(client, method, headers, length=None):
 
 
 async def vanish(stream, i):
-    """Hang up: every second one by a reset, as a crash or a lost network would."""
+    """Hang up: every second one by a reset, like a crash or lost network."""
     if i % 2:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     await stream.aclose()
@@ -68,7 +68,7 @@ SLEEP = {"name": "echo.sleep", "arguments": {"seconds": 30}}
 
 
 async def only_connects(client, stream):
-    """Says nothing at all."""
+    """Sends nothing."""
 
 
 async def half_a_head(client, stream):
@@ -128,7 +128,7 @@ PHASES = (
 
 
 async def crowd(gateway, size):
-    """Let so many clients come and vanish, in every phase; the ids of the sessions they left."""
+    """Have so many clients vanish in every phase; return their sessions' ids."""
     sessions = []
     places = trio.CapacityLimiter(AT_ONCE)
 
@@ -149,7 +149,7 @@ async def crowd(gateway, size):
 
 
 async def wait_quiet(gateway, files):
-    """Until no call is under way and no connection open but the one that asks."""
+    """Wait until no call is in flight, and no other connection is open."""
     await wait_health(
         gateway,
         lambda report: report["backends"]["echo"]["in_flight"] == 0 and open_files(gateway.pid) <= files + 1,

@@ -47,7 +47,7 @@ class Lazy:
 
 @asynccontextmanager
 async def lazy(folder, *, backend=None, starts=None, **fields):
-    """`starts`: how often the backend must have been started in the end, when the whole log is there."""
+    """Run a gateway; in the end, the backend must have had `starts` starts."""
     config = {
         "mcpServers": {"b": (backend or echo_backend("--tools", 2)) | LAZY | fields},
         "gateway": {"start_grace": START_WITHIN},  # no list is without the backend because the machine is busy
@@ -88,7 +88,7 @@ async def test_an_unknown_backend_is_started_once_and_recorded(tmp_path):
 
 
 async def test_an_unfinished_first_listing_teaches_the_next_run(tmp_path):
-    """The gateway stops right after it has listed; catalogs are otherwise kept once a second."""
+    """The gateway stops right after it has listed; catalogs are otherwise stored once a second."""
     async with lazy(tmp_path) as run:
         await run.wait_state("ready")
     async with lazy(tmp_path, starts=0) as run:
@@ -122,7 +122,7 @@ async def test_many_first_calls_start_it_once(tmp_path):
 
 
 async def test_a_start_replaces_the_cached_lists(tmp_path):
-    """The same command line may offer something else today: what is kept is a memory, not the truth."""
+    """The same command line may offer something else today: a cache may be outdated."""
     script = tmp_path / "server.py"
     template = "import sys; sys.argv[1:] = ['--tools', '{}']; exec(open({!r}).read())"
     source = echo_backend()["args"][0]
@@ -224,7 +224,7 @@ async def test_queued_calls_prevent_the_idle_stop(tmp_path):
 
 
 async def test_calls_racing_the_idle_stop_are_answered(tmp_path):
-    """Gaps around the timeout, by fractions of a millisecond: a call meets the backend ready, stopping or stopped."""
+    """Gaps just around the timeout: calls find the backend ready, stopping or stopped."""
     patience = 0.02
     async with lazy(tmp_path, idle_timeout=patience) as run:
         await run.tools()
@@ -238,7 +238,7 @@ async def test_calls_racing_the_idle_stop_are_answered(tmp_path):
 
 @pytest.mark.parametrize("late", [0.0, 1.0])
 async def test_a_call_on_its_way_prevents_the_stop(late, mock_clock):
-    """The patience ends in the turn of the loop in which a call comes: then it is in no queue and not in flight."""
+    """The timeout ends in the same step: the call is neither queued nor sent."""
     async with running_supervisor(FakeBackend(), idle_timeout=60) as rig:
         await settle()
         mock_clock.jump(60 + late)
@@ -251,7 +251,7 @@ async def test_a_call_on_its_way_prevents_the_stop(late, mock_clock):
 
 
 async def test_a_call_during_an_idle_stop_restarts(tmp_path):
-    """The backend is deaf to the end of its stdin for a second: the call waits for the next one, which answers."""
+    """The backend ignores the end of its stdin: the call waits for the next one."""
     command = echo_backend()
     deaf = {"command": "sh", "args": ["-c", '"$@"; exec sleep 60', "sh", command["command"], *command["args"]]}
     async with lazy(tmp_path, backend=deaf, idle_timeout=0.2, shutdown_grace=[1, 1, 1]) as run:

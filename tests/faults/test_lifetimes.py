@@ -1,4 +1,4 @@
-"""No child outlives its gateway: a zoo of ten behind a gateway ended in every way.
+"""No child outlives its gateway: a zoo of ten, and every kind of ending.
 
 One round of `python -m benchmarks lifetimes`, which runs many; see there for what counts as left behind.
 """
@@ -53,7 +53,7 @@ def test_a_second_signal_skips_the_shutdown_sequence() -> None:
 
 
 def test_the_survivor_scan_finds_survivors(tmp_path) -> None:
-    """Gateway and sentinel killed at once is the one case that is not covered: the oracle must see it."""
+    """Gateway and sentinel killed together is the only uncovered case: the oracle detects it."""
     mark = f"zoo-{secrets.token_hex(8)}"
     run = Run(tmp_path, zoo_of(mark, "ignores_term", "stubborn_daemon", "echo"))
     try:
@@ -127,7 +127,7 @@ def test_the_gateways_file_limit_spares_its_children(tmp_path) -> None:
 
 
 def test_the_injected_bug_is_a_bug(tmp_path) -> None:
-    """The crash in the grid goes the way of a programming error: the traceback on stderr, exit status 1."""
+    """The crash in the grid acts like a programming error: traceback, exit status 1."""
     mark = f"zoo-{secrets.token_hex(8)}"
     run = Run(tmp_path, zoo_of(mark, "ignores_eof"), program="benchmarks.instrumented")
     try:

@@ -33,7 +33,7 @@ INVALID = -32602
 
 @dataclass
 class Harness:
-    """A gateway before a legacy server `l` and a modern one `m`, and one modern client of it."""
+    """A gateway before a legacy server `l` and a modern `m`, and a modern client."""
 
     gateway: GatewayProcess
     client: HttpClient
@@ -44,7 +44,7 @@ class Harness:
         return await self.client.call_modern("tools/call", params)
 
     async def park(self, tool: str = "l.ask", **kwargs: Any) -> str:
-        """Begin a call whose server asks; the `requestState` that the client was given."""
+        """Begin a call whose server sends a request; return the client's `requestState`."""
         result = (await self.call(tool, **kwargs))["result"]
         assert result["resultType"] == "input_required"
         return result["requestState"]
@@ -224,7 +224,7 @@ async def test_disconnecting_the_retry_cancels_the_call(harness: Harness) -> Non
     before = await harness.cancelled()
     state = await harness.park(**rounds)
     second = (await harness.retry(state, **rounds))["result"]["requestState"]
-    assert await harness.cancelled() == before  # a parked call has no connection that could break
+    assert await harness.cancelled() == before  # a suspended call has no connection that could break
     late = (await harness.retry(second, {"input-1": {"roots": []}}, **rounds))["result"]  # an answer to the first round
     assert list(late["inputRequests"]) == ["input-2"]
     whole = await harness.retry(late["requestState"], {"input-2": ANSWER}, **rounds)
@@ -254,14 +254,14 @@ async def test_a_server_crash_ends_its_suspended_calls(harness: Harness) -> None
 
 @asynccontextmanager
 async def open_crowd() -> AsyncGenerator[Harness]:
-    """With a server over HTTP, where each call's requests come on the call's own stream, so that many may be parked."""
+    """A server over HTTP, with a stream per call, so that many can suspend."""
     with open_http_servers(["legacy"]) as servers:
         async with open_harness({"l": servers["legacy-http"]}) as harness:
             yield harness
 
 
 async def test_a_shared_pipe_receives_no_ambiguous_request(harness: Harness) -> None:
-    """Two unknown clients have calls at one server that does not say for which of them it asks."""
+    """Two unknown clients call one server, whose request may be for either."""
     state = await harness.park()
     notified = answers(await harness.call())["one"]["error"]
     assert notified["code"] == -32603
@@ -273,7 +273,7 @@ async def test_the_gateway_stops_with_suspended_calls() -> None:
     async with open_crowd() as harness:
         for _ in range(3):
             await harness.park()
-        with trio.fail_after(10):  # far less than the time for which calls stay parked
+        with trio.fail_after(10):  # far less than the time for which calls stay suspended
             assert await harness.gateway.stop() == 0
         assert "Traceback" not in harness.gateway.stderr_text
 

@@ -30,7 +30,7 @@ DEAD = {"restart": False}
 
 
 class Garden:
-    """A config with a secret of its own in each place, and what it says of them all."""
+    """A config with a separate secret in each place, and all of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,7 +106,7 @@ def assert_clean(said: dict[str, str]) -> None:
 
 
 async def errors_of(http: HttpClient, names: list[str]) -> dict[str, str]:
-    """What clients of each kind get for a call of a server that is away, or that goes away with the call."""
+    """Return each client's errors for a call of an absent or dying server."""
     said: dict[str, str] = {}
     await http.initialize()
     for name in names:

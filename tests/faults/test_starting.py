@@ -1,4 +1,4 @@
-"""Backends that start late or never: lists wait for the grace, calls only for their backend."""
+"""Backends that start late or never: lists wait the grace, calls only their backend."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tests.support.gateway_process import (
     open_gateway_process,
 )
 
-POLL = 0.01  # seconds between two looks at a file that a process writes
+POLL = 0.01  # seconds between two checks of a file that a process writes
 CELLS = [("legacy", "stdio"), ("modern", "stdio"), ("legacy", "http"), ("modern", "http")]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids="-".join)
 
@@ -53,7 +53,7 @@ class Stopping:
         return {request["params"]["arguments"]["text"]: request["id"] for request in requests}
 
     def cancelled(self):
-        """Ids of the calls among what was cancelled (a listen is, too, at the end of a modern session)."""
+        """Ids of cancelled calls (a modern session's end also cancels its listen)."""
         notifications = [message for message in self.messages() if message.get("method") == "notifications/cancelled"]
         return [
             id_
@@ -99,7 +99,7 @@ class Stopping:
         await self.gateway.wait_stderr("draining")
 
     async def exit(self):
-        """The exit status. A process that hangs takes longer than this."""
+        """Return the exit status. A process that hangs takes longer than this."""
         with trio.fail_after(STOP_WITHIN):
             return await self.gateway.process.wait()
 
@@ -221,7 +221,7 @@ async def test_queued_calls_beyond_the_grace_are_never_sent(cell, tmp_path):
 
 @every_cell
 async def test_a_second_signal_waits_for_nothing(cell, tmp_path):
-    """Neither for the drain nor the stop sequence: the backend hangs, with 60 s for each step."""
+    """Neither for the drain nor the shutdown sequence, which would take minutes."""
     options = {"backend": faulty_backend("hang", "--era", "both"), "fields": {"shutdown_grace": [60, 60, 1]}}
     async with stopping(cell, tmp_path, drain_grace=30, status=1, **options) as run, trio.open_nursery() as nursery:
         nursery.start_soon(run.call, "stuck", 0, "b.go")
@@ -267,7 +267,7 @@ async def test_eof_gives_running_calls_one_second(tmp_path):
 
 
 async def test_eof_waits_no_longer_than_a_client(tmp_path):
-    """A client that closes stdin sends SIGTERM two seconds later: by then all is answered, cancelled and gone."""
+    """A client that closes stdin sends SIGTERM 2 s later: all must be over."""
     async with stopping(("legacy", "stdio"), tmp_path, drain_grace=30, status=1) as run:
         asked = [
             await run.client.start("tools/call", {"name": "b.sleep", "arguments": {"seconds": 60, "text": text}})
@@ -309,7 +309,7 @@ async def test_a_signal_ends_backoff_and_failed_backends(tmp_path):
 
 
 async def test_signals_during_the_last_steps_change_nothing():
-    """From the end of stdin to the exit: what stops the gateway once more finds it stopping, or ignored."""
+    """From the end of stdin to the exit, further signals have no effect."""
     async with open_gateway_process({"mcpServers": {}}, transport="stdio") as gateway:
         await gateway.stdio.initialize()
         await gateway.stdio.sending.aclose()

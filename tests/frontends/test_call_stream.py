@@ -26,7 +26,7 @@ async def next_ask(flow: CallStream) -> ServerRequest:
 
 
 async def next_pending(lines: Lines, flow: CallStream) -> PendingCall:
-    """Advance the stream until it waits for its backend; return the pending call it has sent."""
+    """Advance the stream until it waits for its backend; return the call sent."""
     count = len(lines.pending_calls)
     with trio.move_on_after(5):
         item = await flow.next()
@@ -168,7 +168,7 @@ async def test_a_silent_client_is_not_awaited(autojump_clock: MockClock) -> None
 
 
 async def test_a_face_may_look_up_from_waiting(autojump_clock: MockClock) -> None:
-    """Faces send comments while they wait: a wait that was cancelled loses nothing."""
+    """Frontends send comments while they wait: a cancelled wait loses nothing."""
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines)
     pending.finish(required({"a": (ROOTS, {})}))

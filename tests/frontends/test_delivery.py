@@ -62,7 +62,7 @@ class Client:
         await settle()
 
     def said(self) -> list[Any]:
-        """What came, in short: a method, or the id of a response."""
+        """What arrived, in short: methods, and ids of responses."""
         return [one.get("method") or one["id"] for one in self.received]
 
     def assert_at_rest(self) -> None:
@@ -316,7 +316,7 @@ async def test_a_client_that_stops_reading_loses_nothing(mock_clock: MockClock) 
             written.extend(numbers)
 
         async def run_to(end: int) -> None:
-            """Write bursts and answer them until so many are written, or the gateway takes no more."""
+            """Write and answer bursts, up to this number or until the gateway stops reading."""
             while (before := len(written)) < end:
                 nursery.start_soon(write)
                 await settle()

@@ -75,7 +75,7 @@ class Client:
 
 
 class HttpClient(Client):
-    """Over HTTP; `exchange` serves the call in a task, `request` without one until there is an event."""
+    """Over HTTP; `exchange` serves the call in a task, `request` initially without."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class StreamClient(Client):
 
 
 class StdioClient(Client):
-    """On a pair of pipes; the end of its stdin is a hang-up that still waits for responses."""
+    """On a pair of pipes; the end of stdin still waits for responses."""
 
     def __init__(self, harness: Harness, frontend: StdioFrontend, stdin: int, stdout: int, closing: trio.Event) -> None:
         assert frontend._session is not None

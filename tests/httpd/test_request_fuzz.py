@@ -7,7 +7,7 @@ Each stream of bytes goes to both, ours in random pieces. Every difference must 
   of a head only while it is incomplete.
 - Ours closes the connection after a request where h11 does not (`Proxy-Connection: close`).
 
-There is nothing that ours takes and h11 refuses. What both take must be equal: method, target, headers, body.
+Ours accepts nothing that h11 refuses. What both accept must be equal: method, target, headers, body.
 
 `FUZZ_SECONDS=1200 python -m pytest -n 0 tests/httpd/test_request_fuzz.py -k long` runs for that long and prints each
 failing stream; such a stream belongs into `SEEDS`.
@@ -180,7 +180,7 @@ def compare(data: bytes, cuts: list[int]) -> None:
 
 
 def identity(request: Parsed) -> object:
-    """Return what both must agree on before the body; h11 puts the transfer coding into lower case."""
+    """Return what both must agree on before the body; h11 lower-cases transfer codings."""
     headers = [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in request.headers]
     return request.method, request.target, request.version, headers
 

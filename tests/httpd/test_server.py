@@ -660,7 +660,7 @@ async def test_upstream_still_lacks_one_send_a_response(monkeypatch: pytest.Monk
 
 
 async def test_a_response_comes_in_one_piece() -> None:
-    """One write is one read on loopback, where a reader that waits sees each write by itself."""
+    """One write is one read on loopback: a waiting reader sees each write."""
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await read_body(receive)
@@ -864,7 +864,7 @@ async def test_a_stalled_tls_client_is_disconnected(certificate: dict[str, str])
 
 
 async def ask_by_h2(client: Client, window: int) -> tuple[h2.connection.H2Connection, bytes]:
-    """Send one request and return the body as far as it has come when it ends or nothing fits into ``window``."""
+    """Send one request; return the body at its end, or once ``window`` is full."""
     conn = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding="utf-8"))
     conn.initiate_connection()
     conn.increment_flow_control_window(window)

@@ -1,4 +1,4 @@
-"""`python -m tests.interop.ahead PART`: install the packages of one part of the tests with real peers.
+"""`python -m tests.interop.ahead PART`: install the packages of one part's real peers.
 
 The tests install what they miss, so that this only saves time, and a failure is left to them to report. What a part
 needs besides, such as packages of the operating system, is installed here and nowhere else.

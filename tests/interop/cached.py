@@ -31,11 +31,11 @@ PARTS = ("clients", "conformance", "servers")
 """What the tests with real peers are divided into; the tests of a part share what they install (ahead.py)."""
 INSTALL_WAIT = 300.0  # seconds for one installer; a cold cache on a slow line
 LOCK_WAIT = 2 * INSTALL_WAIT  # seconds for another process that installs
-LOCK_POLL = 0.1  # seconds between two tries: flock has no wait with a bound
+LOCK_POLL = 0.1  # seconds between two attempts: flock has no timeout
 
 
 class InstallError(Exception):
-    """A package could not be installed; the message says which, and how to run without it."""
+    """A package could not be installed; the message names it and an alternative."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ chosen = Chosen()
 
 
 def python_venv(name: str, *pins: str) -> Path:
-    """The interpreter of a venv of its own that holds these packages."""
+    """Return the interpreter of a venv with these packages."""
 
     def install(folder: Path) -> None:
         venv.create(folder, with_pip=True, symlinks=True)
@@ -66,7 +66,7 @@ def python_venv(name: str, *pins: str) -> Path:
 
 
 def node_modules(name: str, *pins: str) -> Path:
-    """A folder of node modules that holds these packages; no install script of theirs is run."""
+    """Return a folder of node modules with these packages; run no install scripts."""
 
     def install(folder: Path) -> None:
         npm = shutil.which("npm")

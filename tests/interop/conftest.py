@@ -41,7 +41,7 @@ APPS = [
 
 @dataclass(frozen=True)
 class Peers:
-    """Commands that start the servers, and those that start each client, to which its job is added."""
+    """Commands that start the servers and each client; the job is appended."""
 
     servers: dict[str, dict[str, Any]]
     clients: dict[str, list[str]]
@@ -49,7 +49,7 @@ class Peers:
 
 @dataclass(frozen=True)
 class AppPeers:
-    """Servers whose tools have pages, and commands of hosts that show these, to which their job is added."""
+    """Servers whose tools have pages, and commands of hosts; jobs are appended."""
 
     servers: dict[str, dict[str, Any]]
     host: list[str]
@@ -70,7 +70,10 @@ def app_peers() -> AppPeers:
 
 @pytest.fixture(scope="session")
 def stateful_servers() -> dict[str, dict[str, Any]]:
-    """Servers that keep things in their process and in files that begin with `${FILE}`, a variable of the gateway's."""
+    """Servers with state in their process and in files.
+
+    The files begin with `${FILE}`, a variable of the gateway's.
+    """
     with failing_test():
         return install_stateful_servers()
 

@@ -1,4 +1,4 @@
-"""Public MCP Apps servers with a host on their SDK: the same directly and through the gateway.
+"""Public MCP Apps servers and hosts: the same directly and through the gateway.
 
 Apps run in Node, where the script of a page would run, and in Chromium, where there is one. With PICTURE=FILE in the
 environment the test in Chromium writes what it has seen, which is how the picture in the documentation is made.

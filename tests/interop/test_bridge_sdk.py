@@ -1,4 +1,4 @@
-"""Clients on the Python SDK 2, in both modes, receive requests from servers of either era.
+"""Clients on the Python SDK 2, in both modes, receive requests of either era's servers.
 
 The server is the one of the conformance suite, greeted once as a legacy and once as a modern server; what it asks in a
 legacy call it asks by requests, in a modern one by `input_required`. Roots, which it asks for in the modern era only,

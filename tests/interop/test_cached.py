@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Installer:
-    """Counts its calls, and does what an installer does: fills a folder that must not be there."""
+    """Counts its calls and, like an installer, fills a folder that must be absent."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.calls = 0

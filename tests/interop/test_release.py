@@ -1,4 +1,7 @@
-"""The release as users get it: wheel and sdist, installed with pip and uv into empty environments, and run."""
+"""The release as users get it: wheel and sdist, installed with pip and uv.
+
+Environments are empty; the installed commands are run.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.real("clients")
 
 
 def representable(value: Any) -> Any:
-    """The value without halves of surrogate pairs, which the SDKs on pydantic cannot write."""
+    """Return the value without lone surrogates, which the SDKs on pydantic cannot write."""
     return json.loads(re.sub(r"\\ud[89a-f][0-9a-f]{2}", "", json.dumps(value)))
 
 
@@ -83,7 +83,7 @@ def ask_row(server: str, asks: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def other_rows(server: str) -> dict[str, dict[str, Any]]:
-    """Row -> what is done. Modern clients listen, by their SDK's own means, where legacy ones subscribe."""
+    """Return the action of each row; modern clients listen where legacy ones subscribe."""
     uri = f"memo://{server}/one"
     return {
         "progress": {"tool": f"{server}.progress", "arguments": {"n": 3}},
@@ -185,7 +185,7 @@ async def listening(command: list[str]) -> AsyncGenerator[dict[str, Any]]:
 
 
 async def test_stdio_sdk_servers_serve_stdio_clients(peers: Peers, tmp_path: Path) -> None:
-    """One client of each era, each with a gateway of its own, whose servers are of both eras too."""
+    """A client of each era has its own gateway, with servers of both eras."""
     commands = sdk_servers(peers, "stdio")
     servers = {name: {"command": command[0], "args": command[1:]} for name, command in commands.items()} | ERAS
     path = tmp_path / "config.json"

@@ -79,7 +79,7 @@ async def test_a_token_expiring_mid_stream_is_refreshed(tmp_path: Path) -> None:
 
 
 async def test_a_refused_post_without_login_spares_the_stream(tmp_path: Path) -> None:
-    """The stream is open still, and others may have calls on it; after the login it is as good as before."""
+    """The stream stays open for others' calls, and works after the login."""
     async with open_harness(tmp_path) as harness:
         harness.peer.is_open = True
         server = ProtectedSse(harness)

@@ -1,9 +1,10 @@
-"""The rich server on stdio, streamable HTTP or SSE, for the bridge between eras; standard library only.
+"""The rich server on stdio, streamable HTTP or SSE; standard library only.
 
-Run as a script: `python bridge_server.py [--transport http|sse]` and any option of `rich_server.py`. Over HTTP it
-serves on 127.0.0.1, at a free port, says `listening on URL` on stderr, and holds its client to the letter: a legacy
-request needs its session, a modern one the headers that mirror its body. A modern client gets no request that was
-not declared on the request (-32021). It serves one client: request ids are not checked for their owner.
+It is for tests of the bridge between eras. Run as a script: `python bridge_server.py [--transport http|sse]` and any
+option of `rich_server.py`. Over HTTP it serves on 127.0.0.1, at a free port, says `listening on URL` on stderr, and
+holds its client to the letter: a legacy request needs its session, a modern one the headers that mirror its body. A
+modern client gets no request that was not declared on the request (-32021). It serves one client: request ids are not
+checked for their owner.
 
 Tools, besides those of the rich server: `grow` {features} -> lists one tool, prompt or resource more, and says so ·
 `dare` {requests} -> as `ask`, but asks (modern) without looking at what was declared · `count` {} -> how many times
@@ -29,11 +30,11 @@ from rich_server import RichServer, is_modern, make_rich_parser
 
 NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
 STATUS = {-32601: 404, -32020: 400, -32021: 400, -32022: 400}
-POLL = 0.02  # seconds between two looks whether the client has hung up
+POLL = 0.02  # seconds between two checks for a hang-up
 
 
 def missing(capabilities, wanted):
-    """The capabilities that a request to the client needs and that were not declared, as `requiredCapabilities`."""
+    """Return the undeclared capabilities that a server request needs, as `requiredCapabilities`."""
     method, params = wanted["method"], wanted.get("params", {})
     name = method.partition("/")[0]
     declared = capabilities.get(name)
@@ -327,7 +328,7 @@ class HttpHandler(BaseHTTPRequestHandler):
 
 
 class SseHandler(HttpHandler):
-    """One connection of the older transport: GET opens the stream, POSTs go to where its first event says."""
+    """One connection of the older transport: GET opens the stream, which names the POST address."""
 
     def do_GET(self):
         ear = self.peer.ear = queue.Queue()

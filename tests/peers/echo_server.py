@@ -1,4 +1,4 @@
-"""A well-behaved MCP server on stdio, standard library only, as fast as plain Python can be.
+"""A well-behaved MCP server on stdio, standard library only, as fast as Python allows.
 
 Run as a script: `python echo_server.py [options]`. It reads JSON lines, answers on stdout, and exits on stdin EOF.
 `--era legacy` (the default) knows the initialize handshake of 2024-11-05 ... 2025-11-25; `--era modern` knows
@@ -28,7 +28,7 @@ MODERN = "2026-07-28"
 META = "io.modelcontextprotocol/"
 VERSION_KEY = META + "protocolVersion"
 
-POLL = 0.01  # seconds between two looks at a file
+POLL = 0.01  # seconds between two checks of a file
 
 encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -206,7 +206,7 @@ class Server:
         self.notify("notifications/subscriptions/acknowledged", subscription)
 
     def tools_changed(self):
-        """Tell every open listen stream, or the legacy session, that the list of tools is another one now."""
+        """Notify each listen stream, or the legacy session, of a changed tool list."""
         if self.options.era != "modern":
             self.send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
         for listen in self.listens:

@@ -46,7 +46,7 @@ ODD_RESULTS = {
     "duplicate": b'{"content":[],"twice":1,"twice":2,"\\u0074wice":3}',
     # A number that overflows a double but is legal JSON.
     "huge_float": b'{"content":[],"huge":1e400}',
-    # Half of a surrogate pair: legal JSON text, no Unicode string.
+    # A lone surrogate: legal JSON text, no Unicode string.
     "surrogate": b'{"content":[{"type":"text","text":"\\ud800"}]}',
     # No JSON, though many writers emit it.
     "nan": b'{"content":[],"value":NaN}',
@@ -71,7 +71,10 @@ BAD_TOOLS = (
 
 
 class Faulty(Server):
-    """The echo server with a tool `go`, which commits `fault_NAME`; a fault's docstring is its line in --help."""
+    """The echo server with a tool `go`, which commits `fault_NAME`.
+
+    A fault's docstring is its line in --help.
+    """
 
     def __init__(self, options):
         super().__init__(options)
@@ -215,7 +218,7 @@ class Faulty(Server):
     # -- floods --------------------------------------------------------------------------------------------------
 
     def fault_floods_stderr(self, _message, _params):
-        """Writes --size bytes (20 MB) to stderr, half of them in lines and half without any line end, then answers."""
+        """Writes --size bytes (20 MB) to stderr, half of them in one line, then answers."""
         size = self.options.size or 20 * MEGABYTE
         line = b"E" * 99 + b"\n"
         for _ in range(size // 2 // len(line)):
@@ -273,7 +276,7 @@ class Faulty(Server):
             self.notify("notifications/progress", {"progressToken": token, "progress": i + 1})
 
     def fault_asks(self, message, _params):
-        """Sends server requests (ping, an unknown method) with the ids 1 and "a" before it answers."""
+        """Sends server requests (ping, unknown method) with ids 1 and "a", then answers."""
         self.send({"jsonrpc": "2.0", "id": 1, "method": "ping"})
         self.send({"jsonrpc": "2.0", "id": "a", "method": "vendor/unknown", "params": {}})
         return text_result("asked") if message else None
@@ -291,7 +294,7 @@ class Faulty(Server):
         self.methods["tools/list"] = list_tools
 
     def fault_bad_tool(self, _message, _params):
-        """Lists tools that are none (no name, a number as name, a string, null) or no JSON among good ones."""
+        """Lists invalid tools (no name, number as name, string, null, no JSON) among good ones."""
         return text_result("fine")
 
     def prepare_dup_tools(self):
@@ -327,7 +330,7 @@ class Faulty(Server):
         return text_result(f"{self.grown} grown")
 
     def fault_list_changed(self, _message, _params):
-        """Has tools `grow` and `shrink`, which add or remove grown_K and tell the client; `go` tells it 50 times."""
+        """Tools `grow` and `shrink` add or remove grown_K and notify; `go` notifies 50 times."""
         for _ in range(50):
             self.tools_changed()
         return text_result("notified 50 times")

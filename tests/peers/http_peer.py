@@ -157,7 +157,7 @@ class HttpPeer:
             await trio.serve_tcp(self.serve, 0, host="127.0.0.1", task_status=task_status)
 
     async def wait(self, wanted: Callable[[], Any]) -> None:
-        """Wait until something is so; it is looked at after each request and each connection that ends."""
+        """Wait until something is so, checked after each request and closed connection."""
         with trio.fail_after(WITHIN):
             async with self.changed:
                 while not wanted():

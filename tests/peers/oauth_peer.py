@@ -1,8 +1,8 @@
 """An authorization server and an MCP server it protects, on loopback, in the test's loop.
 
-`open_oauth_peer` serves both while its block runs. What is wanted of it is set on `OAuthPeer` at any time: scopes, what
-tokens live, which parts of the metadata are there. Everything asked is in `log`, and it holds clients to the rules:
-PKCE, redirect URIs, `resource`, one use of codes and refresh tokens.
+`open_oauth_peer` serves both while its block runs. Its behaviour is set on `OAuthPeer` at any time: scopes, valid
+tokens, parts of the metadata. Every request is in `log`, and clients are held to the rules: PKCE, redirect URIs,
+`resource`, one use of codes and refresh tokens.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class OAuthPeer:
         self.tokens.clear()
 
     async def browse(self, url: str) -> httpx2.Response:
-        """What a person's browser does with the login page: say yes, and go where it is sent."""
+        """Do what a user's browser does with the login page: consent, then redirect."""
         async with httpx2.AsyncClient(trust_env=False) as browser:
             with trio.fail_after(WITHIN):
                 answer = await browser.get(url)

@@ -37,7 +37,7 @@ class Machine:
 
     @asynccontextmanager
     async def open_client(self, *args, linger=LINGER, config=None, env=None):
-        """A relay and the client on its pipes; ended by the end of stdin, if it is still there."""
+        """Run a relay with a client on its pipes; close its stdin to end it."""
         path = str(config or self.config)
         command = [sys.executable, "-P", "-m", "gateway", "connect", path, "--linger", str(linger), *args]
         async with run_process(command, env=self.env | (env or {})) as relay:

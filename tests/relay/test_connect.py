@@ -247,7 +247,7 @@ class Caller:
 
 
 async def test_repeated_kills_lose_no_answer():
-    """Whatever is killed, each call of a client that lives is answered once, and nothing survives."""
+    """Whatever is killed, each call of a living client is answered once; nothing survives."""
     chance = random.Random(18)
     async with open_machine() as machine:
         machine.write({"echo": machine.peer(echo_backend())})

@@ -1,4 +1,4 @@
-"""API changes over a config file, detection of file changes, and one change at a time."""
+"""API changes over a config file, detection of file changes, one change a time."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def rewrite(path: Path, text: str) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """As most editors do."""
+    """Replace the file as most editors do."""
     path.with_suffix(".tmp").write_text(text)
     path.with_suffix(".tmp").replace(path)
 

@@ -62,7 +62,7 @@ def listing_of(kind: Kind, **entries: str) -> Listing:
 
 
 def dual(kind: Kind, first: Era) -> FakeBackend:
-    """A server that lists `same` in both eras, `odd` differently in each, and one more in either."""
+    """A server that lists `same` equally, `odd` differently, and one more per era."""
     fake = FakeBackend()
     fake.eras = (first, first.other)
     fake.listings = {era: listing_of(kind, same="both", odd=era, **{f"only_{era}": era}) for era in Era}
@@ -74,7 +74,7 @@ def only(kind: Kind, era: Era) -> dict[str, str]:
 
 
 def seen(fleet: Fleet, kind: Kind, era: Era, scope: Scope | None = None) -> dict[str, str]:
-    """What clients of an era see of a list: the end of each name, and its text."""
+    """Return an era's clients' view of a list: each name's end, and text."""
     page = fleet.snapshot(scope).page(kind, None, None, VIEWS[era])
     entries = json.loads(b"[" + page.joined + b"]")
     return {entry[kind.key].removeprefix("a.").removeprefix("memo:"): entry["description"] for entry in entries}
@@ -86,7 +86,7 @@ def session_of(fake: FakeBackend, era: Era) -> FakeSession:
 
 
 class News:
-    """Notes the features whose lists changed, for clients of each era."""
+    """Records the features whose lists changed, for clients of each era."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.features: dict[Era, list[str]] = {era: [] for era in Era}

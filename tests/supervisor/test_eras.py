@@ -272,7 +272,7 @@ async def test_a_child_in_use_keeps_its_era(autojump_clock: MockClock) -> None:
 @pytest.mark.parametrize("first", list(Era))
 @pytest.mark.parametrize("start", ["eager", "lazy"])
 async def test_starting_a_child_counts_as_use(first: Era, start: str, autojump_clock: MockClock) -> None:
-    """What it did in that process must not be lost to the next client."""
+    """Its state in that process must not be lost to the next client."""
     fake = dual()
     async with running_router({"a": fake}, command="x", start=start, idle_timeout=1000) as router:
         for era in (first, first.other, first):
@@ -295,7 +295,7 @@ async def test_a_crash_keeps_the_era(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("offered", list(Era))
 async def test_an_era_that_fails_is_not_tried_at_once_again(offered: Era, autojump_clock: MockClock) -> None:
-    """Its calls are bridged: clients of the era that works must not be without the server meanwhile."""
+    """Its calls are bridged: clients of the working era must keep the server."""
     fake = FakeBackend()
     fake.eras = (offered, offered.other)
     async with running_router({"a": fake}, command="x") as router:

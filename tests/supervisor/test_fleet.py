@@ -156,7 +156,7 @@ async def test_invisible_changes_are_not_notified(autojump_clock: MockClock) -> 
 
 
 async def waited(wait: Callable[[], Awaitable[None]]) -> float:
-    """Seconds that it takes."""
+    """Return the seconds that it takes."""
     began = trio.current_time()
     await wait()
     return trio.current_time() - began
@@ -192,7 +192,7 @@ async def test_initialize_waits_a_second_and_leaves_lists_theirs(autojump_clock:
 
 
 async def test_no_list_waits_after_a_client_stopped_waiting(autojump_clock: MockClock) -> None:
-    """A client with less patience than the grace would get no list at all, at every start."""
+    """A client with less patience than the grace would never get a list."""
     fake = FakeBackend()
     fake.stall()
     async with running_fleet(make_fleet({"a": fake})) as fleet:
@@ -238,7 +238,7 @@ async def test_learned_catalogs_are_stored_immediately(tmp_path: Path) -> None:
 
 
 async def test_lists_are_kept_before_the_backends_end(tmp_path: Path) -> None:
-    """A client that has closed stdin kills the gateway soon, and backends may take long to end."""
+    """A client that closed stdin kills the gateway soon; backends may end late."""
     store, fakes = Store(tmp_path / "state"), {"first": FakeBackend(), "second": FakeBackend()}
     go, kept = trio.Event(), trio.Event()
 

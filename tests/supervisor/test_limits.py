@@ -95,7 +95,7 @@ def died_of(*pending_calls: PendingCall) -> BackendExited:
 
 
 async def crash(rig: Any, *callers: Any) -> None:
-    """One crash with a call of each caller in flight, the last one first; then the next start."""
+    """Crash with a call of each caller in flight, then wait for the start."""
     pending_calls = [rig.call(caller=caller) for caller in callers]
     await settle()
     rig.backend.session.crash(died_of(*reversed(pending_calls)))

@@ -22,7 +22,7 @@ START = 1.0  # seconds that a well one takes to start
 
 
 class Starts:
-    """An opener that notes who has begun, and when; `hung` names those that never finish, `broken` those that fail."""
+    """An opener that records starts; `hung` ones never finish, `broken` ones fail."""
 
     def __init__(self, hung: str = "", broken: str = "") -> None:
         self.hung, self.broken = hung, broken
@@ -57,7 +57,7 @@ def run_all(nursery: trio.Nursery, limiter: StartLimiter, names: str) -> None:
 
 @asynccontextmanager
 async def waiting(limiter: StartLimiter, names: str) -> AsyncGenerator[trio.Nursery]:
-    """Start these, in this order, and have all tasks wait; what still runs at the end is cancelled."""
+    """Start these in order, until all tasks wait; cancel the rest at the end."""
     with trio.fail_after(100):
         async with trio.open_nursery() as nursery:
             for name in names:

@@ -1,4 +1,4 @@
-"""Events of log records: named in one table, and shown as fields by the JSON form."""
+"""Events of log records: named in one table, and fields in JSON."""
 
 from __future__ import annotations
 

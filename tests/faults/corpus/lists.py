@@ -1,8 +1,8 @@
-"""Servers whose lists go wrong, as rules of `player.py`: a report becomes a row of `ROWS`.
+"""Servers with faulty lists, as rules of `player.py`: a report becomes a row.
 
-Each row's `rules` are played by a server that lists the tool `t` and the prompt `p` besides. `tools` and `prompts` are
-the names that the gateway must list of it, `warnings` parts of the warnings that it must show, in their order. A row
-with `declares` gives other capabilities than tools, prompts and resources.
+The rows are in `ROWS`. Each row's `rules` are played by a server that lists the tool `t` and the prompt `p` besides.
+`tools` and `prompts` are the names that the gateway must list of it, `warnings` parts of the warnings that it must
+show, in their order. A row with `declares` gives other capabilities than tools, prompts and resources.
 """
 
 from __future__ import annotations

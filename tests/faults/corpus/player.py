@@ -1,4 +1,4 @@
-"""A stdio MCP server that plays a table of rules: a bug report becomes a row.
+"""A stdio MCP server that plays a table of rules: bug reports become rows.
 
 Run as a script: `python player.py RULES [LOG]`, where RULES is a JSON array. For each message the first rule that fits
 is played; without one the server behaves well: legacy, every version, one tool `t` whose text is its arguments. Each
@@ -85,7 +85,10 @@ def server(rules: list[dict[str, Any]], log: Path | None = None, **fields: Any) 
 
 
 def read_log(log: Path) -> list[str]:
-    """What a server was sent, over all its starts: methods (`initialize` with its version), and "start"."""
+    """Return the methods sent to a server over all starts, and each "start".
+
+    `initialize` is listed with its version.
+    """
     if not log.exists():
         return []
     return [name(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]

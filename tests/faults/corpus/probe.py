@@ -115,7 +115,7 @@ KNOWN: dict[str, list[str]] = {
 
 
 def refusals(known: list[str]) -> list[Row]:
-    """stdio and SSE: how a server refuses the versions that it does not know."""
+    """stdio and SSE: refusals of unknown versions."""
     rule = {"method": "initialize", "unless": known}
     listed = {"supported": known, "requested": "2025-11-25"}
     text = f"Unsupported protocol version: 2025-11-25 (supported versions: {', '.join(known)})"
@@ -140,7 +140,7 @@ def refusals(known: list[str]) -> list[Row]:
 
 
 def ends(known: list[str]) -> list[Row]:
-    """stdio: the process ends at a version that it does not know."""
+    """stdio: the process ends at an unknown version."""
     rule = {"method": "initialize", "unless": known}
     error = {"code": -32602, "message": "no", "data": {"supported": known}}
     return [
@@ -156,7 +156,7 @@ def ends(known: list[str]) -> list[Row]:
 
 
 def http_refusals(known: list[str]) -> list[Row]:
-    """Streamable HTTP: responses by which a server refuses the versions that it does not know."""
+    """Streamable HTTP: responses that refuse unknown versions."""
     rule = {"method": "initialize", "unless": known}
     text = f"Bad Request: Unsupported protocol version (supported versions: {', '.join(known)})"
     error = {"code": -32000, "message": text}
@@ -188,7 +188,7 @@ def http_refusals(known: list[str]) -> list[Row]:
 
 
 def sse_refusals(known: list[str]) -> list[Row]:
-    """SSE: refusals on the stream, by the response to the POST, and by the end of the stream."""
+    """SSE: refusals on the stream, by the POST's response, and by its end."""
     answers = [row for row in http_refusals(known) if row[0].startswith("4")]
     end = {"method": "initialize", "unless": known, "then": "cut"}
     return [*refusals(known), *answers, ("the end of the stream", [end])]

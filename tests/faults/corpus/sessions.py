@@ -1,7 +1,7 @@
-"""Reports of a lost session by HTTP servers: one row each, from reports and SDK sources.
+"""HTTP servers' responses for a lost session: one row each, from reports and SDKs.
 
-`body` may hold `ID`, a placeholder for the id of the refused request. `repeated` says whether the transport
-refused the request, so that it is sent once more in a new session; otherwise its client gets what the server said.
+`body` may hold `ID`, a placeholder for the id of the refused request. `repeated` says whether the transport refused the
+request, so that it is sent once more in a new session; otherwise its client gets the server's answer.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class Gateway:
                 await settle()
 
     def answer(self, size: int = 10) -> None:
-        """Answer the oldest call, as the backend's reader would: in one step, and nothing it raises is caught."""
+        """Answer the oldest call like the backend's reader: in one step, catching nothing."""
         result = {"content": [{"type": "text", "text": "x" * size}]}
         self.harness.fakes["a"].session.answer(outcome=Complete(json.dumps(result).encode(), Era.LEGACY))
 

@@ -24,7 +24,10 @@ CALL = {"name": "a.x"}
 
 
 async def post_batch(harness: Harness, batch: list[Any], answers: int) -> Any:
-    """Send a batch over HTTP, and have the backend answer so many calls; the response, None if it has no body."""
+    """Send a batch over HTTP; have the backend answer so many calls.
+
+    Return the response, None if it has no body.
+    """
     sessions = SessionTable(most=3, idle_timeout=1e6, max_requests=3)
     await harness.nursery.start(sessions.run)
     session = sessions.create(ClientIntroduction(VERSION, msgspec.Raw(b"{}"), msgspec.Raw(b"")))

@@ -37,7 +37,7 @@ OLDER = ["2025-06-18", "2025-03-26"]
 
 
 class Client:
-    """A client with one session at the legacy face."""
+    """A client with one session at the legacy frontend."""
 
     def __init__(self, harness: Harness, sessions: SessionTable, version: str) -> None:
         self.harness = harness
@@ -190,7 +190,7 @@ async def test_a_stream_may_break_again_and_again(autojump_clock: MockClock) -> 
 
 
 async def test_a_client_that_comes_back_early_takes_over(autojump_clock: MockClock) -> None:
-    """The old connection is not known to be broken yet, but nothing more is sent on it."""
+    """The old connection still seems intact, but nothing more is sent on it."""
     async with open_client() as client:
         exchange = await client.call()
         await client.harness.tell("one")

@@ -24,7 +24,7 @@ ALL = {"toolsListChanged": True, "promptsListChanged": True, "resourcesListChang
 
 
 class Source:
-    """Who knows of changes."""
+    """The source of changes."""
 
     def __init__(self) -> None:
         self.listeners: list[Any] = []

@@ -35,7 +35,7 @@ async def open_lot(**limits: int) -> AsyncGenerator[SuspendedCalls]:
 
 
 async def park(parking: SuspendedCalls, flow: CallStream, *asked: Asked) -> dict[str, Any]:
-    """Have the backend of a flow ask, and the call be parked; the result that its client gets."""
+    """Have a flow's backend send a request; return the suspended call's result."""
     pending = flow._pending
     for one in asked:
         pending.ask(one.ask)
@@ -272,7 +272,7 @@ async def test_shutdown_releases_all_suspended_calls(autojump_clock: MockClock) 
 
 
 async def test_the_suspending_request_can_no_longer_close_it(autojump_clock: MockClock) -> None:
-    """The retry of a quick client comes before the end of the request that parked the call."""
+    """A quick client's retry precedes the end of the suspending request."""
     async with open_lot() as parking:
         lines = Lines()
         flow, _ = open_flow(Era.MODERN, lines)

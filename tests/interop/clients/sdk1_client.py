@@ -1,6 +1,6 @@
-"""One conversation of a client on the official Python SDK 1.x: `sdk1_client.py JOB`, with both as JSON.
+"""One conversation of a client on the official Python SDK 1.x: `sdk1_client.py JOB`.
 
-JOB is {"url": ...} or {"command", "args"}, and "calls": a list of [tool, arguments]. What is printed on stdout is
+JOB, in JSON, is {"url": ...} or {"command", "args"}, and "calls": a list of [tool, arguments]. It prints, as JSON,
 {"version", "tools": [...], "results": [...]}. Runs on a Python whose packages are that SDK and nothing of ours.
 """
 

@@ -24,7 +24,7 @@ WITHIN = 60.0  # seconds for the whole conversation
 
 
 class Received:
-    """What came in during one row, and of notifications all that ever came."""
+    """What arrived during one row, and all notifications."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []

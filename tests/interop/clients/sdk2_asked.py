@@ -1,7 +1,7 @@
-"""A client on the official Python SDK 2.x that answers every request: `sdk2_asked.py JOB`, with JOB as JSON.
+"""A client on the official Python SDK 2.x that answers every request: `sdk2_asked.py JOB`.
 
-JOB has "url", or "command" and "args", "mode" ("legacy", "auto") and "calls", a list of [tool, arguments]. Printed are
-the protocol "version" and, for each call, its "text" and the sorted kinds of what was "asked".
+JOB, in JSON, has "url", or "command" and "args", "mode" ("legacy", "auto") and "calls", a list of [tool, arguments].
+Printed are the protocol "version" and, for each call, its "text" and the sorted kinds of what was "asked".
 """
 
 # ruff: noqa: RUF029 - callbacks are async whether they wait or not

@@ -1,4 +1,4 @@
-"""One conversation of a client on the official Python SDK 2.x: `sdk2_client.py JOB`, with both as JSON.
+"""One conversation of a client on the official Python SDK 2.x: `sdk2_client.py JOB`.
 
 JOB and what is printed are those of sdk1_client.py; JOB also has "mode": "legacy", "auto", or a modern version.
 """

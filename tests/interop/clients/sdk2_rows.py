@@ -26,7 +26,7 @@ NEWS = {
 
 
 class Received:
-    """What came in during one row, and of notifications all that ever came."""
+    """What arrived during one row, and all notifications."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []

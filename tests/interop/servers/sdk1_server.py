@@ -1,9 +1,9 @@
-"""A server on the official Python SDK 1.x with server requests: `sdk1_server.py NAME [http]`, else on stdio.
+"""A server on the official Python SDK 1.x with server requests: `sdk1_server.py NAME [http]`.
 
 Tools, which answer as those of `tests/peers/bridge_server.py` do: `ask` {requests}, all at once, by the SDK's own calls
 · `progress` {n, delay?} · `log` {level, n} · `grow` -> one tool more, and says so · `touch` {uri} · `subscribed` ·
-`stopped` -> `{"tools": [names of the calls that the client has cancelled]}`. Over HTTP it serves on 127.0.0.1 and says
-`listening on URL` on stderr; it ends when its stdin does.
+`stopped` -> `{"tools": [names of the calls that the client has cancelled]}`. It serves on stdio, or over HTTP on
+127.0.0.1, and then writes `listening on URL` to stderr; it ends when its stdin does.
 """
 
 # ruff: noqa: RUF029 - handlers are async whether they wait or not

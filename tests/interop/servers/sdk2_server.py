@@ -1,8 +1,9 @@
-"""A server on the official Python SDK 2.x that serves both eras: `sdk2_server.py NAME [http]`, else on stdio.
+"""A server on the official Python SDK 2.x for both eras: `sdk2_server.py NAME [http]`.
 
-Its tools, prompts and resources answer as those of `tests/peers/bridge_server.py` of the same names do. What it asks
-in a legacy call it asks by the SDK's `elicit_form`, `create_message` and `list_roots`, in a modern one by
-`input_required`. Over HTTP it serves on 127.0.0.1 and says `listening on URL` on stderr; it ends when its stdin does.
+Its tools, prompts and resources answer as those of `tests/peers/bridge_server.py` of the same names do. What it asks in
+a legacy call it asks by the SDK's `elicit_form`, `create_message` and `list_roots`, in a modern one by
+`input_required`. It serves on stdio, or over HTTP on 127.0.0.1, and then writes `listening on URL` to stderr; it ends
+when its stdin does.
 """
 
 # ruff: noqa: RUF029 - handlers are async whether they wait or not
@@ -93,7 +94,7 @@ async def ask_one(ctx: Any, method: str, params: dict[str, Any]) -> Any:
 async def ask(
     ctx: Any, params: Any, requests: Mapping[str, Any], rounds: int = 1
 ) -> types.InputRequiredResult | dict[str, Any]:
-    """Ask, `rounds` times; returns what was answered, or in the modern era what is to be asked first."""
+    """Ask, `rounds` times; return the answers, or (modern) the requests for them."""
     if is_modern(ctx):
         done = int(params.request_state or 0)
         if done < rounds:
