@@ -65,7 +65,7 @@ def test_the_alias_runs_the_command(folder: Path) -> None:
     assert out.startswith("mcp-gateway ")
 
 
-def test_another_gateway_that_was_imported_is_named(tmp_path: Path) -> None:
+def test_a_shadowing_gateway_package_is_named(tmp_path: Path) -> None:
     (tmp_path / "gateway.py").touch()
     status, _, err = run(tmp_path, "-c", "import gateway, mcp_gateway")
     assert status == 1

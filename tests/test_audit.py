@@ -134,7 +134,7 @@ async def test_a_call_is_one_line_with_its_end(
     assert "secret" not in path.read_text()
 
 
-async def test_what_clients_say_at_length_of_themselves_is_not_kept(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_long_client_infos_are_not_cached(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path / "audit.jsonl") as harness:
         with traced_growth() as kept:
             for number in range(100):
@@ -149,7 +149,7 @@ async def test_what_clients_say_at_length_of_themselves_is_not_kept(tmp_path: Pa
     assert [line["client"] for line in harness.lines] == ["desk"] * 100
 
 
-async def test_a_call_that_killed_its_server_says_so(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_call_that_killed_its_server_is_marked(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path / "audit.jsonl") as harness:
         pending_calls = [await harness.router.submit(make_call("a.x", caller=CALLER)) for _ in range(2)]
         await settle()

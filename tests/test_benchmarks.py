@@ -175,7 +175,7 @@ def test_claims(claim, reached, wanted):
     assert ("MISSED" in claim.row()) == (not reached)
 
 
-def test_a_table_is_straight():
+def test_table_columns_are_aligned():
     lines = table.render(["a", "bb"], [["long", 1], ["x", 22]]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1].startswith("|---")

@@ -192,7 +192,7 @@ async def test_a_proxy_passes_what_mcp_needs(write: Callable[..., list[str]], tm
 # -- the image
 
 
-def test_what_the_image_copies_is_there() -> None:
+def test_the_image_copies_existing_files() -> None:
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     copied = [
         name

@@ -151,7 +151,7 @@ def test_a_program_runs(block: Block, tmp_path: Path) -> None:
     [page for page in ALL if any(block.language == "console" for block in blocks(page))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
-def test_the_sessions_of_a_page_go_as_shown(page: Path, tmp_path: Path) -> None:
+def test_the_sessions_of_a_page_run_as_shown(page: Path, tmp_path: Path) -> None:
     with Shell(tmp_path) as shell:
         for block in [block for each in (*TOGETHER.get(page, ()), page) for block in blocks(each)]:
             if block.title is not None:

@@ -162,7 +162,7 @@ def test_each_part_with_real_peers_has_its_turn(history: bool, tmp_path: Path) -
     assert asked == ["update", "install"] * found.count("--real=servers -x\n") * (os.geteuid() == 0)
 
 
-def test_each_part_with_real_peers_can_be_installed_ahead() -> None:
+def test_each_real_part_can_be_installed_ahead() -> None:
     assert set(ahead.INSTALLERS) == set(PARTS)
 
 
@@ -242,7 +242,7 @@ def test_an_unchanged_venv_starts_no_second_python(clone: Clone) -> None:
     assert not clone.called.exists()
 
 
-def test_it_is_found_through_links_and_from_anywhere(clone: Clone, tmp_path: Path) -> None:
+def test_the_clone_is_found_through_links_and_folders(clone: Clone, tmp_path: Path) -> None:
     clone.fake_venv()
     (tmp_path / "links").mkdir()
     near = tmp_path / "links" / "near"

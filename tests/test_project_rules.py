@@ -439,12 +439,12 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("rule", "body"), [(rule, body) for rule, bodies in BAD.items() for body in bodies])
-def test_a_rule_sees_what_breaks_it(rule: str, body: str) -> None:
+def test_a_rule_finds_violations(rule: str, body: str) -> None:
     assert rules_broken(body) == {rule}
 
 
 @pytest.mark.parametrize("body", GOOD)
-def test_the_rules_leave_good_code_alone(body: str) -> None:
+def test_the_rules_accept_good_code(body: str) -> None:
     assert rules_broken(body) == set()
 
 

@@ -62,7 +62,7 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
         ({"ALL_PROXY": "SOCKS5://[::1]"}, "http://x.example/", "ALL_PROXY", "socks5://[::1]"),
     ],
 )
-def test_the_variable_that_counts(
+def test_the_url_selects_the_proxy_variable(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], url: str, variable: str, proxy: str | None
 ) -> None:
     set_environment(monkeypatch, **environment)
@@ -201,7 +201,7 @@ async def test_socks_without_its_extra_names_variable_and_extra(monkeypatch: pyt
 
 @pytest.mark.parametrize("url", ["http://x.example/mcp", "https://x.example/mcp"])
 @pytest.mark.parametrize("scheme", ["http", "socks5"])
-async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, url: str, scheme: str) -> None:
+async def test_an_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch, url: str, scheme: str) -> None:
     set_environment(monkeypatch, all_proxy=f"{scheme}://u:secret@127.0.0.1:1")
     with pytest.raises(BackendUnavailable, match="cannot be reached through the proxy of all_proxy: ") as caught:
         async with open_session(url):
@@ -210,7 +210,7 @@ async def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("url", ["http://x.example/mcp", "https://x.example/mcp"])
-async def test_a_proxy_that_wants_a_login_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+async def test_a_proxy_that_requires_a_login_is_named(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     async def proxy(request: Request, reply: Reply) -> None:
         await reply.send(407, b"<html>", "text/html", proxy_authenticate="Basic")
 

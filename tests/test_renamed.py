@@ -23,7 +23,7 @@ def release(version: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("rename", RENAMES, ids=ids)
-def test_a_former_name_goes_when_its_release_comes(rename: Rename) -> None:
+def test_a_former_name_is_removed_on_time(rename: Rename) -> None:
     assert release(VERSION) < release(rename.gone_in), "delete the row, and what CHANGELOG and docs/ say of it"
 
 
@@ -40,7 +40,7 @@ def test_the_row_fits_the_method(rename: Rename) -> None:
     assert rename.former not in parameters
 
 
-def test_no_name_of_the_last_release_has_gone() -> None:
+def test_every_name_of_the_last_release_exists() -> None:
     gone = set(STABLE) - set(list_names())
     assert not gone, "keep them beside the present names (gateway/renamed.py), then change tests/surface.txt"
 

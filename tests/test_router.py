@@ -273,7 +273,7 @@ async def test_an_app_finds_tools_by_own_names(autojump_clock: MockClock) -> Non
         (None, [{"disabled": True}, {"disabled": False}]),
     ],
 )
-async def test_an_app_does_not_reach_another_server_for_a_hidden_tool(
+async def test_hidden_tools_lead_apps_to_no_other_server(
     scope: Scope | None, changes: list[dict[str, Any]], autojump_clock: MockClock
 ) -> None:
     host = Caller(era=Era.LEGACY, version="2025-11-25", session="s", capabilities=HOST, scope=scope)
@@ -290,7 +290,7 @@ async def test_an_app_does_not_reach_another_server_for_a_hidden_tool(
             await router.submit(make_call("x", caller=host))
 
 
-async def test_an_app_in_a_view_of_one_server_is_not_ambiguous(autojump_clock: MockClock) -> None:
+async def test_single_server_views_make_apps_unambiguous(autojump_clock: MockClock) -> None:
     """A principal's reads count at every endpoint; views without a server separate its pages."""
     host = Caller(era=Era.MODERN, version="2026-07-28", principal="ada", capabilities=HOST)
     async with running_router({"a": app_backend("x"), "b": app_backend("x")}) as router:

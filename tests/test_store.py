@@ -54,7 +54,7 @@ def test_stored_bytes_are_returned_unchanged(store) -> None:
     assert found.instructions == LISTING.instructions
 
 
-def test_nothing_kept_is_absent_without_a_word(store, caplog) -> None:
+def test_absent_state_causes_no_warning(store, caplog) -> None:
     assert store.load_catalog(server()) is None
     assert store.sockets() == []
     assert not store.directory.exists()  # reading makes nothing

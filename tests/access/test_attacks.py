@@ -73,7 +73,7 @@ async def test_duplicate_security_headers_are_refused(name: str, autojump_clock:
         assert name in fake.body.decode()
 
 
-async def test_streams_go_by_the_rules_that_hold_now(autojump_clock: MockClock) -> None:
+async def test_streams_follow_the_current_rules(autojump_clock: MockClock) -> None:
     async with open_harness(keys(), "a", "b") as harness:
         listening = await harness.listen()
         session = await harness.initialize()

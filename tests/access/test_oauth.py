@@ -294,7 +294,7 @@ async def test_an_unreachable_authority_is_not_a_token_error(autojump_clock: Moc
         assert await finish(harness, await harness.call(key=token())) == "done"  # cached keys stay valid
 
 
-async def test_metadata_of_another_issuer_are_not_believed(autojump_clock: MockClock) -> None:
+async def test_metadata_of_another_issuer_is_rejected(autojump_clock: MockClock) -> None:
     server = Server()
     server.issuer = "https://evil.example"
     async with open_server(server) as harness:
@@ -483,7 +483,7 @@ async def test_concurrent_introspections_are_bounded(autojump_clock: MockClock) 
         assert {one.status for one in waiting} == {401}
 
 
-async def test_junk_from_one_address_leaves_turns_for_others(autojump_clock: MockClock) -> None:
+async def test_junk_from_one_address_delays_no_other(autojump_clock: MockClock) -> None:
     server = Server()
     server.active = {"good": GOOD}
     async with open_server(server, introspection=ASKED) as harness:
@@ -526,7 +526,7 @@ LOCAL = {"address": "127.0.0.1"}
         ({}, {}, False),
     ],
 )
-async def test_which_requests_share_a_bound(
+async def test_requests_of_one_address_share_a_bound(
     first: dict[str, str], second: dict[str, str], same: bool, autojump_clock: MockClock
 ) -> None:
     server = Server()

@@ -113,7 +113,7 @@ def test_envelopes_in_a_second_spelling_are_found(name: str) -> None:
      '{{"id":1,"method":"tools/call","params":{{"_meta":{{{}}}}}}}'],
     ids=["envelope", "params", "ref", "_meta"],
 )  # fmt: skip
-def test_a_long_member_is_repeated_only_so_far(message: str) -> None:
+def test_long_members_are_quoted_in_part(message: str) -> None:
     long = "x" * 100_000
     found = find(message.format(f'"{long}":1,"{long}":2'))
     assert found is not None
@@ -155,7 +155,7 @@ def test_odd_members_and_boms_hide_no_second_spelling(company: str, mark: str) -
         "null",
     ],
 )
-def test_near_misses_are_left_alone(params: str) -> None:
+def test_near_misses_are_accepted(params: str) -> None:
     assert find(f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{params}}}') is None
 
 

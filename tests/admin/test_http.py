@@ -220,7 +220,7 @@ async def test_reloading_a_misspelled_section_keeps_the_config(tmp_path: Path) -
         assert (await harness.ask("GET", "/servers", headers={}))[0] == 401
 
 
-async def test_reading_follows_the_config_that_holds_now(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_reading_follows_the_current_config(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness, trio.open_nursery() as nursery:
         exchange = FakeExchange(method="GET")
         exchange.scope["path"] = "/events"
@@ -244,7 +244,9 @@ async def test_off_leaves_the_probes(tmp_path: Path, autojump_clock: MockClock) 
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonp"])
-async def test_a_config_must_be_called_json(content_type: str, tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_config_requires_the_json_content_type(
+    content_type: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
     async with open_harness(tmp_path) as harness:
         headers = {**BEARER, "content-type": content_type}
         assert (await harness.ask("POST", "/servers", CONFIG, headers=headers))[0] == 415
@@ -252,7 +254,7 @@ async def test_a_config_must_be_called_json(content_type: str, tmp_path: Path, a
         assert (await harness.ask("POST", "/servers", CONFIG, headers=headers))[0] == 200
 
 
-async def test_a_body_has_a_size(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_bodies_are_bounded(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path, config={**CONFIG, "gateway": {"max_body_bytes": 100}}) as harness:
         assert (await harness.ask("POST", "/servers", b" " * 101))[0] == 413
 
@@ -350,7 +352,7 @@ async def test_readiness_follows_the_required(tmp_path: Path, autojump_clock: Mo
 # -- reloading ---------------------------------------------------------------------------------------------------------
 
 
-async def test_reload_tells_what_has_changed(tmp_path: Path) -> None:
+async def test_reload_reports_what_has_changed(tmp_path: Path) -> None:
     async with open_harness(tmp_path) as harness:
         servers = {"a": CONFIG["mcpServers"]["a"], "c": {"command": "run-c"}, "off": CONFIG["mcpServers"]["off"]}
         harness.path.write_text(json.dumps({"mcpServers": servers}))
@@ -400,7 +402,7 @@ async def read_events(harness: Harness, nursery: trio.Nursery) -> FakeExchange:
     return exchange
 
 
-async def test_events_tell_of_states_and_calls(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_events_report_states_and_calls(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness, trio.open_nursery() as nursery:
         exchange = await read_events(harness, nursery)
         pending = await harness.router.submit(make_call("a.x"))
@@ -464,7 +466,7 @@ async def test_a_slow_reader_is_notified_of_lost_events(tmp_path: Path, autojump
         assert b'"dropped":7' in found[-1]
 
 
-async def test_the_tree_shows_who_waits_for_what(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_the_tree_shows_what_each_call_waits_for(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness:
         caller = type(LEGACY_CALLER)(
             era=LEGACY_CALLER.era, version="2025-11-25", session="secret-session-id", client_info=b'{"name":"desk"}'
@@ -488,7 +490,7 @@ async def test_the_tree_shows_who_waits_for_what(tmp_path: Path, autojump_clock:
             harness.router.release(pending)
 
 
-async def test_ps_and_the_tree_show_one_child_of_a_backend_with_two(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_ps_shows_one_child_of_a_dual_backend(tmp_path: Path, autojump_clock: MockClock) -> None:
     """`"era": "each"`: whichever of its children was started last."""
     reports = [ChildReport("a", 4711, time.time() - 60, (1, 2)), ChildReport("a", 4712, time.time(), (3,))]
     async with open_harness(tmp_path) as harness:
@@ -548,7 +550,7 @@ async def test_head_of_the_events_ends_immediately(tmp_path: Path, autojump_cloc
         assert len(harness.management.feed) == 0
 
 
-async def test_warnings_about_lists_show_until_they_are_gone(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_list_warnings_show_until_resolved(tmp_path: Path, autojump_clock: MockClock) -> None:
     async with open_harness(tmp_path) as harness:
         listing = make_listing("x")
         bad = msgspec.structs.replace(listing, problems={Kind.TOOLS: ("tools[1] left out: no name",)})

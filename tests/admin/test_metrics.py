@@ -110,7 +110,7 @@ async def test_counts_of_removed_servers_are_dropped_later(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("seconds", "bound"), [(0.0, 0.001), (0.001, 0.001), (0.0011, 0.0025), (300, 300), (301, None)]
 )
-async def test_a_call_counts_in_its_times_bucket(seconds: float, bound: float | None) -> None:
+async def test_a_call_counts_in_its_duration_bucket(seconds: float, bound: float | None) -> None:
     history = CallStats()
     history.ended(make_pending(), seconds)
     index = len(BOUNDS) if bound is None else BOUNDS.index(bound)

@@ -70,7 +70,7 @@ async def test_lines_are_logged_under_the_backends_name(
     assert stderr.ended.is_set()
 
 
-def test_a_flood_costs_the_flooder_its_lines(logged: pytest.LogCaptureFixture) -> None:
+def test_a_flood_drops_only_the_flooders_lines(logged: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     stderr = StderrLog("time", clock=clock)
     for number in range(BURST + 30):
@@ -126,7 +126,7 @@ def test_only_lines_that_are_shown_are_masked(
         SECRETS.release(stderr)
 
 
-async def test_a_broken_pipe_ends_it(logged: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
+async def test_a_broken_pipe_ends_the_log(logged: pytest.LogCaptureFixture, autojump_clock: MockClock) -> None:
     stderr = StderrLog("time")
     with trio.fail_after(5):
         await stderr.run(Broken())
@@ -134,7 +134,7 @@ async def test_a_broken_pipe_ends_it(logged: pytest.LogCaptureFixture, autojump_
     assert logged.messages == ["reading stderr failed"]
 
 
-def test_each_line_is_handed_on_once() -> None:
+def test_each_line_is_passed_on_once() -> None:
     received: list[bytes] = []
     stderr = StderrLog("time", on_line=received.append, clock=Clock())
     for number in range(BURST + 30):  # more than are logged

@@ -77,7 +77,7 @@ def test_view_errors_are_described(views: object, problem: str) -> None:
     assert problem in str(caught.value)
 
 
-def test_slips_in_views_are_warned_of() -> None:
+def test_suspicious_views_cause_warnings() -> None:
     found = config({"v": {"servers": ["c*"], "seperator": "_", "tools": {"includes": []}}})
     assert found.warnings == (
         "view 'v': field 'seperator' is unknown and ignored; did you mean 'separator'?",
@@ -156,7 +156,7 @@ async def test_each_endpoint_lists_its_view_in_both_eras(autojump_clock: MockClo
         assert {path: await listed(harness, path, await introduced(harness, path)) for path in expected} == expected
 
 
-async def test_calls_go_by_the_names_of_the_view(autojump_clock: MockClock) -> None:
+async def test_calls_use_the_names_of_the_view(autojump_clock: MockClock) -> None:
     async with viewed() as harness:
         session = await introduced(harness, "/mcp/one")
         for owner in (None, session):

@@ -41,7 +41,7 @@ def raws(found: Listing) -> dict[str, bytes]:
 
 @every_era
 @given(LISTS, LISTS)
-def test_each_era_comes_back_out_of_both(era: Era, ours: dict[str, str], theirs: dict[str, str]) -> None:
+def test_a_merged_listing_splits_into_its_eras(era: Era, ours: dict[str, str], theirs: dict[str, str]) -> None:
     both = merge_eras(listing(ours), era, listing(theirs))
     assert in_era(both, era) == raws(listing(ours))
     assert in_era(both, era.other) == raws(listing(theirs))
@@ -80,7 +80,7 @@ def listed(found: Snapshot, kind: Kind, era: Era, size: int | None = None) -> li
 
 @every_kind
 @pytest.mark.parametrize("size", [None, 1, 2])
-def test_lists_and_pages_hold_what_the_era_has(kind: Kind, size: int | None) -> None:
+def test_lists_and_pages_contain_their_eras_items(kind: Kind, size: int | None) -> None:
     first = merged("a", {"x": "both", "y": "old", "z": "old"}, {"x": "both", "y": "new"}, kind, namespace="")
     second = merged("b", {}, {"w": "new"}, kind, namespace="")
     found = Snapshot([first, second], listed=frozenset("ab"))

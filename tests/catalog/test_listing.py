@@ -65,7 +65,7 @@ def test_everything_else_about_an_item_stays() -> None:
 
 
 @pytest.mark.parametrize("kind", Kind)
-def test_halves_of_surrogate_pairs_are_replaced_and_named(kind: Kind) -> None:
+def test_lone_surrogates_are_replaced_and_named(kind: Kind) -> None:
     """A client with a strict parser would lose its whole list for one of them."""
     key = kind.key.encode()
     cut = (

@@ -61,7 +61,7 @@ UNSEEN = [
 ]
 
 
-def test_characters_that_are_not_seen_are_replaced() -> None:
+def test_invisible_characters_are_replaced() -> None:
     for letter in UNSEEN:
         public = names.public_name("a", ".", f"x{letter}y", 64)
         assert public.startswith("a.x_y_"), hex(ord(letter))
@@ -71,5 +71,5 @@ def test_characters_that_are_not_seen_are_replaced() -> None:
 @pytest.mark.parametrize(
     "letter", [" ", "\u00a0", "\u00ac", "\u00ae", "\u0606", "\u2010", "\u2070", "\u05d0", "\u0627", "\U0001f600"]
 )
-def test_characters_that_are_seen_are_kept(letter: str) -> None:
+def test_visible_characters_are_kept(letter: str) -> None:
     assert names.public_name("a", ".", f"x{letter}y", 64) == f"a.x{letter}y"

@@ -121,7 +121,7 @@ def test_invalid_choices_are_described(tools: object, problem: str) -> None:
     assert str(caught.value).startswith("server 's': ")
 
 
-def test_slips_are_warned_of() -> None:
+def test_suspicious_choices_cause_warnings() -> None:
     (found,) = config(s={"tools": {"includes": ["a"]}}).warnings
     assert found == "server 's': field 'tools.includes' is unknown and ignored; did you mean 'include'?"
 

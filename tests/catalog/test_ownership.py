@@ -37,7 +37,7 @@ from gateway.eras.methods import Kind
         ("a://}{x}", "a://}y", 5),
     ],
 )
-def test_how_well_a_template_fits(template: str, uri: str, weight: int) -> None:
+def test_template_matches_are_weighted(template: str, uri: str, weight: int) -> None:
     assert template_weight(template, uri) == weight
 
 

@@ -298,7 +298,7 @@ async def refusal(answers: RequestHandler, call: Call) -> tuple[bytes, int]:
         ("completion/complete", "git.ask", "git.axk"),
     ],
 )
-async def test_out_of_scope_is_unknown_word_for_word(
+async def test_out_of_scope_errors_equal_unknown_ones(
     method: str, hidden: str, never: str, autojump_clock: MockClock
 ) -> None:
     async with running(both()) as answers:
@@ -393,7 +393,7 @@ async def test_a_suspended_call_keeps_its_scope_and_endpoint(autojump_clock: Moc
                 await answers.modern(retry)
 
 
-async def test_introductions_say_what_is_in_scope(autojump_clock: MockClock) -> None:
+async def test_introductions_describe_only_the_scope(autojump_clock: MockClock) -> None:
     async with running(both()) as answers:
         hello = jsonrpc.decode(
             b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}'

@@ -188,7 +188,7 @@ def test_a_forged_cursor_finds_the_end_at_most() -> None:
 # -- the rest of what is merged ----------------------------------------------------------------------------------------
 
 
-def test_a_list_is_spliced_together() -> None:
+def test_a_list_is_spliced_from_its_parts() -> None:
     page = Page((b'{"name":"a"}',), 'c"')
     assert encode_list(Kind.TOOLS, page) == b'{"tools":[{"name":"a"}],"nextCursor":"c\\""}'
     several = Page((b'{"name":"a"}', b'{"name":"b"},{"name":"c"}', b'{"name":"d"}'), None)

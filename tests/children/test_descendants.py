@@ -65,7 +65,7 @@ def assigned(
         "older than the gateway", "a tree id in a foreign session claims that process alone",
     ],
 )  # fmt: skip
-def test_who_is_claimed(others: list[Row], marks, expected: set[int]) -> None:
+def test_evidence_assigns_processes_to_trees(others: list[Row], marks, expected: set[int]) -> None:
     assert assigned(CHILD, *others, **marks) == {100} | expected
 
 
@@ -115,7 +115,7 @@ def test_parse_stat_survives_any_name() -> None:
     assert parse_stat(3, b"") is None
 
 
-def test_a_signal_reaches_only_who_was_meant() -> None:
+def test_a_signal_reaches_only_its_process() -> None:
     me = read_row(os.getpid())
     assert me is not None
     assert send(me.pid, me.start, 0)

@@ -202,7 +202,7 @@ async def test_eof_stops_a_gateway_with_all_processes() -> None:
             await ended(sentinel)
 
 
-async def test_hurry_skips_all_grace() -> None:
+async def test_a_forced_stop_skips_all_grace_periods() -> None:
     mark = new_mark()
     with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, trio.open_nursery() as nursery:
@@ -217,7 +217,7 @@ async def test_hurry_skips_all_grace() -> None:
             assert time.monotonic() - began < 10
 
 
-async def test_hurry_cuts_a_running_shutdown_sequence_short() -> None:
+async def test_a_forced_stop_cuts_a_running_sequence_short() -> None:
     mark = new_mark()
     with trio.fail_after(60), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, trio.open_nursery() as nursery:

@@ -219,7 +219,7 @@ async def test_snapshot_names_the_descendants() -> None:
             assert len(report.descendants) == 1
 
 
-async def test_the_periodic_look_finds_descendants_unasked() -> None:
+async def test_the_periodic_scan_finds_descendants() -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
         async with open_guard(subreaper=True) as guard, ready_child("grandchild_pipes", mark, guard=guard):
@@ -350,7 +350,7 @@ async def test_five_hundred_starts_and_stops_grow_nothing() -> None:
 
 
 @pytest.mark.parametrize("temper", ["echo", "ignores_eof", "ignores_term", "grandchild_pipes", "shell"])
-async def test_without_proc_and_pidfds_the_group_still_goes(temper: str, monkeypatch) -> None:
+async def test_without_proc_and_pidfds_the_group_ends(temper: str, monkeypatch) -> None:
     monkeypatch.setattr(process_tree, "CAN_SCAN", False)
     monkeypatch.setattr(spawn, "open_pidfd", lambda _: -1)
     monkeypatch.setattr(child_module, "open_pidfd", lambda _: -1)
@@ -362,7 +362,7 @@ async def test_without_proc_and_pidfds_the_group_still_goes(temper: str, monkeyp
             await all_ended(mark)
 
 
-def test_importing_the_room_starts_and_loads_nothing_heavy() -> None:
+def test_importing_the_package_loads_nothing_heavy() -> None:
     code = (
         "import sys, trio; before = set(sys.modules); import gateway.processes.child, gateway.processes.guard;"
         "print([m for m in ('ctypes', 'mcp', 'anyio', 'fcntl') if m in set(sys.modules) - before])"

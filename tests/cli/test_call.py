@@ -153,7 +153,7 @@ def test_a_form_is_filled_in_at_the_prompt(cli, config, stdin, answer):
 
 
 @pytest.mark.parametrize(("stdin", "action"), [("n\n", "decline"), ("y\n", "accept")])
-def test_an_address_is_shown_and_agreed_to(cli, config, monkeypatch, stdin, action):
+def test_an_address_is_opened_after_agreement(cli, config, monkeypatch, stdin, action):
     opened = []
     monkeypatch.setenv("BROWSER", "x")
     monkeypatch.setattr("webbrowser.open", opened.append)
@@ -165,7 +165,7 @@ def test_an_address_is_shown_and_agreed_to(cli, config, monkeypatch, stdin, acti
     assert opened == (["https://example.com/login"] if action == "accept" else [])
 
 
-def test_sampling_is_refused_in_clear_words(cli, config):
+def test_sampling_is_refused_with_a_reason(cli, config):
     arguments = asking("sampling/createMessage", {"messages": [], "maxTokens": 5})
     _, out, err = cli("call", "rich.ask", "--config", config, "--json", "--args", arguments)
     assert json.loads(out)["structuredContent"]["answers"]["a"]["error"]["message"] == NO_MODEL
@@ -252,7 +252,7 @@ def test_wrong_usage(cli, args):
 # -- without a server ----------------------------------------------------------------------------------------------
 
 
-def test_words_become_what_the_schema_wants():
+def test_words_become_the_schemas_types():
     schema = {
         "properties": {
             "text": {"type": "string"},
@@ -289,7 +289,7 @@ def test_an_argument_that_is_not_there_is_refused():
     assert caught.value.hint == "there are: a"
 
 
-def test_a_schema_that_goes_in_circles_is_survived():
+def test_a_circular_schema_causes_no_error():
     assert typed({"a": "1"}, {"properties": {"a": {"$ref": "#/properties/a"}}}) == {"a": 1}
 
 
@@ -312,7 +312,7 @@ def field(**schema):
         ({"type": "array", "items": {"enum": ["a", "b", "c"]}}, "3, a", ["c", "a"]),
     ],
 )
-def test_answers_that_do(schema, text, value):
+def test_valid_form_answers_are_accepted(schema, text, value):
     assert read_answer(field(**schema), text) == value
 
 
@@ -333,7 +333,7 @@ def test_answers_that_do(schema, text, value):
         ({"type": "array", "minItems": 2, "items": {"enum": ["a", "b"]}}, "a"),
     ],
 )
-def test_answers_that_will_not_do(schema, text):
+def test_invalid_form_answers_are_rejected(schema, text):
     made = field(**schema)
     assert describe(made).endswith(": ")
     with pytest.raises(WrongAnswer):

@@ -135,7 +135,7 @@ def test_an_unset_variable_names_server_field_and_variable(cli, tmp_path, monkey
     assert_refused(cli("check", path), "'one'", "env.KEY", "NO_SUCH_VARIABLE")
 
 
-def test_check_says_what_would_start(cli, tmp_path):
+def test_check_shows_what_would_start(cli, tmp_path):
     config = GOOD | {"gateway": {"name": "mine"}}
     config["mcpServers"] = GOOD["mcpServers"] | {"far": {"url": "https://user:secret@example.com/mcp?key=secret"}}
     status, out, _err = cli("check", write(tmp_path, config))

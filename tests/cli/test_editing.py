@@ -102,7 +102,7 @@ def texts(draw, depth=2):
 
 
 @given(texts(), st.lists(KEYS, min_size=1, max_size=3), st.sampled_from([None, ENTRY, 1]))
-def test_any_text_is_edited_rightly_or_refused(text, keys, value):
+def test_any_text_is_edited_correctly_or_refused(text, keys, value):
     try:
         edited = editing.edit_json(text, keys, value)
         wanted = editing.changed(json.loads(plain_json(text)), keys, value)

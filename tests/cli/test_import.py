@@ -399,7 +399,7 @@ def test_doctor_names_odd_tools_long_names_and_paths(cli, tmp_path):
     assert "'sh' is on your own PATH" in path["hints"][0]
 
 
-def test_the_doctor_says_once_which_names_are_refused(cli, tmp_path):
+def test_the_doctor_lists_rejected_names_once(cli, tmp_path):
     config = {"mcpServers": {"one": echo_backend() | QUICK, "l" * 62: echo_backend() | QUICK}}
     (tmp_path / "c.json").write_text(json.dumps(config), encoding="utf-8")
     _, out, _ = cli("doctor", "c.json")

@@ -60,7 +60,7 @@ async def end(gateway, how):
         ("streamable-http", "SIGINT"),
     ],
 )
-async def test_every_way_out_is_orderly(transport, how):
+async def test_every_kind_of_stop_is_orderly(transport, how):
     async with open_gateway_process(CONFIG, transport=transport) as gateway:
         if gateway.stdio is not None:
             await gateway.stdio.initialize()
@@ -76,7 +76,7 @@ async def test_every_way_out_is_orderly(transport, how):
 
 
 @pytest.mark.parametrize("transport", ["stdio", "streamable-http"])
-async def test_a_signal_before_anything_was_said(transport):
+async def test_a_signal_before_the_first_message_stops(transport):
     async with open_gateway_process({"mcpServers": {}}, transport=transport) as gateway:
         if transport == "stdio":
             await gateway.stdio.request_modern("server/discover")

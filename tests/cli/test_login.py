@@ -136,7 +136,7 @@ async def test_servers_without_login_are_refused(
         assert terminal.peer.log == []
 
 
-async def test_a_login_that_fails_says_why(tmp_path: Path) -> None:
+async def test_a_failed_login_reports_the_reason(tmp_path: Path) -> None:
     async with open_terminal(tmp_path) as terminal:
         terminal.peer.deny = True
         status, _, err = await terminal.result("login", "s", BROWSER=OPENS)

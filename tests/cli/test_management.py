@@ -271,7 +271,7 @@ def test_an_unready_gateway_is_reported(capsys, tmp_path):
     assert err.endswith("warning: server 'x/y' is not ready: is starting\n")
 
 
-def test_a_refusal_is_said_with_its_hint(capsys, tmp_path):
+def test_a_refusal_is_shown_with_its_hint(capsys, tmp_path):
     body = b'{"error":"Invalid.","details":["server \'a\': wrong"],"hint":"look there"}'
     with open_peer(422, body) as (url, seen):
         assert main(["reload", "--url", url, "--state-dir", str(tmp_path)]) == 1
@@ -288,7 +288,7 @@ def test_a_foreign_server_is_reported(capsys, tmp_path):
     assert "cannot be reached" in err
 
 
-def test_the_token_of_this_machine_stays_on_it(monkeypatch, tmp_path):
+def test_a_local_token_is_sent_only_locally(monkeypatch, tmp_path):
     from gateway.cli.flags import Values
     from gateway.cli.management import _token
 

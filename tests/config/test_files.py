@@ -233,7 +233,7 @@ def test_difference() -> None:
 
 
 @pytest.mark.parametrize("name", GatewaySettings.__struct_fields__)
-def test_a_setting_for_the_next_start_says_so(name) -> None:
+def test_start_only_settings_are_described_as_such(name) -> None:
     changed = changed_at_start_only(GatewaySettings(), msgspec.structs.replace(GatewaySettings(), **{name: object()}))
     (doc,) = (row.doc for row in config_reference() if (row.section, row.field) == ("gateway", name))
     assert changed == ([name] if doc.endswith("A change applies at the next start.") else [])

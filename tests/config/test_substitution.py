@@ -69,13 +69,13 @@ def test_it_never_raises_and_decides_every_dollar_brace(text: str) -> None:
 
 
 @given(TEXT)
-def test_an_escaped_text_comes_back_as_it_was(text: str) -> None:
+def test_an_escaped_text_is_restored(text: str) -> None:
     found = substitute(escape(text), {})
     assert (found.text, found.unset, found.faults) == (text, (), ())
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=5))
-def test_values_are_put_in_as_they_are(pieces: list[tuple[str, str]]) -> None:
+def test_values_are_inserted_unchanged(pieces: list[tuple[str, str]]) -> None:
     """Any value, `${...}` included, is inserted unchanged into the surrounding text."""
     environ = {f"V{index}": value for index, (_, value) in enumerate(pieces)}
     template = "".join(

@@ -65,7 +65,7 @@ async def test_extensions_are_declared_that_are_relayed(gateways, cell):
 
 
 @every_cell
-async def test_servers_know_of_clients_that_show_pages(gateways, cell):
+async def test_servers_learn_that_clients_show_pages(gateways, cell):
     shared = {UI: HOST["extensions"][UI]}
     async with open_client(gateways, cell, initialize=False) as client:
         await introduce(client)

@@ -634,7 +634,7 @@ async def test_unknown_tool(gateways, cell):
 
 
 @row("tool that requires a task", sdks=())
-async def test_tool_that_is_only_done_as_a_task(gateways, cell):
+async def test_tool_that_runs_only_as_a_task(gateways, cell):
     async with open_talker(gateways, cell) as talker:
         assert await talker.text("job", {"text": "worked", "polls": 1, "interval": 10}) == "worked"
         listed = (await talker.converse("tools/list")).result["tools"]

@@ -62,7 +62,7 @@ async def test_a_cancel_carries_the_backends_id(gateways, cell):
 
 
 @every_cell
-async def test_cancels_of_nothing_are_ignored(gateways, cell):
+async def test_cancels_of_unknown_requests_are_ignored(gateways, cell):
     async with open_client(gateways, cell) as client:
         before = await cancelled_at(client, "legacy")
         for params in (

@@ -63,7 +63,7 @@ def form(**fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", ["2025-06-18", "2025-11-25"])
-def test_titled_choices_are_said_in_the_older_way(version: str) -> None:
+def test_titled_choices_use_the_older_form(version: str) -> None:
     given = spans(form(one=TITLED, two=PLAIN, three=7))
     found = asks.for_version(asks.ELICITATION, given, version)
     older = version == "2025-06-18"

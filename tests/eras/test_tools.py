@@ -28,5 +28,5 @@ def test_which_tools_are_for_apps(visibility: Any, expected: bool) -> None:
 
 
 @pytest.mark.parametrize("meta", [None, {}, {"ui": None}, {"ui": {}}, {"ui/visibility": ["model"]}])
-def test_a_tool_that_says_nothing_is_for_apps(meta: Any) -> None:
+def test_a_tool_without_visibility_is_for_apps(meta: Any) -> None:
     assert is_for_apps(jsonrpc.encode({"name": "x", "_meta": meta})) is True

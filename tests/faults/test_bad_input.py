@@ -32,7 +32,7 @@ BAD_INPUT = {
         "backends.http.test_sse.test_an_oversized_event_costs_its_own_call_only",
         "faults.test_backends.test_a_100_mb_line_fails_only_its_call",
     ],
-    "a stream cut in the middle of an event": ["faults.test_grid_http.test_mid_call"],
+    "a stream cut in the middle of an event": ["faults.test_grid_http.test_a_fault_during_a_call_ends_it"],
     "an unsolicited request before initialize": [
         "faults.test_bad_input.test_a_request_before_initialize_is_refused_harmlessly"
     ],

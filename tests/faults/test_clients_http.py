@@ -290,7 +290,7 @@ async def test_a_batch_of_notifications_has_no_response_body(client):
 
 
 @pytest.mark.parametrize("batch", [[], [1, 2], ["x"], [make_request(1, "ping")] * 65, [[make_request(1, "ping")]]])
-async def test_a_batch_that_is_none_is_refused(client, batch):
+async def test_an_invalid_batch_is_refused(client, batch):
     await client.initialize("2025-03-26")
     response = await client.post(batch)
     assert (response.status, code_of(response)) == (400, -32600)
@@ -373,7 +373,7 @@ async def test_a_header_that_comes_twice_is_refused(client):
     ],
     ids=str,
 )
-async def test_headers_that_say_the_same_otherwise_are_fine(client, headers):
+async def test_equivalent_headers_are_accepted(client, headers):
     assert text_of((await post_with(client, headers)).json()) == "hi"
 
 

@@ -246,7 +246,7 @@ def grid(test: Any) -> Any:
 
 
 @grid
-async def test_before_initialize(fault: str, transport: str) -> None:
+async def test_a_fault_before_initialize_is_recovered_from(fault: str, transport: str) -> None:
     async with open_harness(fault, transport, when="initialize") as harness:
         await harness.server.met.wait()
         await harness.is_undisturbed()
@@ -260,7 +260,7 @@ async def test_before_initialize(fault: str, transport: str) -> None:
 
 
 @grid
-async def test_mid_call(fault: str, transport: str) -> None:
+async def test_a_fault_during_a_call_ends_it(fault: str, transport: str) -> None:
     async with open_harness(fault, transport) as harness:
         harness.server.when = "tools/call"
         found: dict[str, Any] = {}
@@ -291,7 +291,7 @@ async def test_mid_call(fault: str, transport: str) -> None:
 
 
 @grid
-async def test_while_draining(fault: str, transport: str) -> None:
+async def test_drain_ends_despite_a_fault(fault: str, transport: str) -> None:
     async with open_harness(fault, transport) as harness:
         harness.server.when = "tools/call"
         pending = await harness.router.submit(make_call("b.echo"))

@@ -237,7 +237,7 @@ async def test_calls_racing_the_idle_stop_are_answered(tmp_path):
 
 
 @pytest.mark.parametrize("late", [0.0, 1.0])
-async def test_a_call_on_its_way_prevents_the_stop(late, mock_clock):
+async def test_a_simultaneous_call_prevents_the_idle_stop(late, mock_clock):
     """The timeout ends in the same step: the call is neither queued nor sent."""
     async with running_supervisor(FakeBackend(), idle_timeout=60) as rig:
         await settle()

@@ -139,7 +139,7 @@ async def run(*words: str, environ: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-async def test_nothing_that_the_gateway_says_holds_a_secret(tmp_path: Path, form: str) -> None:
+async def test_no_output_of_the_gateway_contains_a_secret(tmp_path: Path, form: str) -> None:
     garden = Garden(tmp_path)
     path = garden.write()
     config = json.loads(path.read_text())
@@ -191,7 +191,7 @@ async def test_no_command_shows_a_secret(tmp_path: Path) -> None:
     assert "off: disabled" in checked
 
 
-async def test_a_stdio_client_is_shown_none(tmp_path: Path) -> None:
+async def test_a_stdio_client_sees_no_secret(tmp_path: Path) -> None:
     garden = Garden(tmp_path)
     config = json.loads(garden.write().read_text())
     said: dict[str, str] = {}
@@ -207,7 +207,7 @@ async def test_a_stdio_client_is_shown_none(tmp_path: Path) -> None:
     assert_clean(said)
 
 
-async def test_a_program_around_the_gateway_is_shown_none(
+async def test_an_embedding_program_sees_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     garden = Garden(tmp_path)

@@ -39,7 +39,7 @@ def make_answer(text: str, request_id: int = 1) -> dict[str, object]:
          "misdirected"),
     ],
 )  # fmt: skip
-def test_a_wrong_answer_is_seen(client, messages, mistake) -> None:
+def test_a_wrong_answer_is_detected(client, messages, mistake) -> None:
     reading = Reading(client, 1, "token")
     for message in messages:
         reading.take(message, None)

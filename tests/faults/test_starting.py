@@ -91,7 +91,7 @@ async def test_a_flood_before_the_handshake_is_read_past(broken, cell):
         assert text_of(await client.call("floods.echo", {"text": "at last"})) == "at last"
 
 
-async def test_health_says_why_each_failed(broken):
+async def test_health_reports_why_each_failed(broken):
     def all_failed(report):  # the calls of other tests have woken them once more
         return {report["backends"][name]["state"] for name in FAILED} == {"failed"}
 

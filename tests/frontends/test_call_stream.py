@@ -88,7 +88,7 @@ async def test_a_round_without_requests_is_resent_later(autojump_clock: MockCloc
     assert pending.opened_at - began >= EMPTY_ROUND_DELAY * (1 + 2 + 3)
 
 
-async def test_a_backend_may_ask_only_so_often(autojump_clock: MockClock) -> None:
+async def test_rounds_of_a_call_are_bounded(autojump_clock: MockClock) -> None:
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines)
     for _ in range(MAX_ROUNDS):
@@ -167,7 +167,7 @@ async def test_a_silent_client_is_not_awaited(autojump_clock: MockClock) -> None
     assert len(lines.pending_calls) == 1
 
 
-async def test_a_face_may_look_up_from_waiting(autojump_clock: MockClock) -> None:
+async def test_a_cancelled_wait_loses_no_event(autojump_clock: MockClock) -> None:
     """Frontends send comments while they wait: a cancelled wait loses nothing."""
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines)
@@ -194,7 +194,7 @@ async def test_messages_between_reads_start_no_other_round(autojump_clock: MockC
     assert len(lines.pending_calls) == 2
 
 
-async def test_a_round_that_is_refused_says_so(autojump_clock: MockClock) -> None:
+async def test_a_refused_round_ends_with_its_error(autojump_clock: MockClock) -> None:
     lines = Lines()
     flow, pending = open_flow(Era.LEGACY, lines)
     pending.finish(required({"a": (ROOTS, {})}))

@@ -210,7 +210,7 @@ async def test_a_crash_answers_all(mock_clock: MockClock) -> None:
         client.assert_at_rest()
 
 
-async def test_the_end_of_stdin_gives_them_some_time(mock_clock: MockClock) -> None:
+async def test_running_calls_outlive_stdin_briefly(mock_clock: MockClock) -> None:
     async with open_client() as client:
         await client.say(*(call(number) for number in range(1, 4)))
         await client.stdin.aclose()

@@ -163,7 +163,7 @@ async def test_legacy_clients_cannot_use_modern_methods(method: str, autojump_cl
 
 
 @pytest.mark.parametrize("method", ["initialize", "ping", "logging/setLevel", "resources/subscribe", "tasks/list"])
-async def test_removed_methods_say_so(method: str, autojump_clock: MockClock) -> None:
+async def test_removed_methods_are_named_as_such(method: str, autojump_clock: MockClock) -> None:
     async with running() as answers:
         with pytest.raises(UnknownMethod, match="no longer has it"):
             await answers.modern(modern(method))

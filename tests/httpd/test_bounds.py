@@ -77,7 +77,9 @@ HANDSHAKES = {
 @pytest.mark.parametrize("handle_nowait", [None, echo_nowait], ids=["task", "no task"])
 @pytest.mark.parametrize("after", [b"", get()], ids=["first", "after a request"])
 @pytest.mark.parametrize(("sent", "drop"), [*HEADS.values(), *BODIES.values()], ids=[*HEADS, *BODIES])
-async def test_no_state_of_a_connection_lasts(sent: bytes, drop: bytes, after: bytes, handle_nowait: Any) -> None:
+async def test_every_connection_state_has_a_deadline(
+    sent: bytes, drop: bytes, after: bytes, handle_nowait: Any
+) -> None:
     idle = 0.2 if after and not sent else LONG  # then it is idle
     served = serving("ours", echo, limits=QUICK, keep_alive_timeout=idle, handle_nowait=handle_nowait)
     async with served as server, connected(server) as client:
@@ -89,7 +91,7 @@ async def test_no_state_of_a_connection_lasts(sent: bytes, drop: bytes, after: b
 
 
 @pytest.mark.parametrize(("sent", "drop"), HANDSHAKES.values(), ids=HANDSHAKES)
-async def test_no_handshake_lasts(sent: bytes, drop: bytes, certificate: dict[str, str]) -> None:
+async def test_every_handshake_has_a_deadline(sent: bytes, drop: bytes, certificate: dict[str, str]) -> None:
     async with serving("ours", echo, limits=QUICK, **certificate) as server, connected(server) as client:
         await client.send(sent)
         await drip_until_closed(client, drop)
@@ -358,7 +360,7 @@ async def test_a_free_slot_is_used_immediately(autojump_clock: trio.testing.Mock
     assert entered == [pytest.approx(0.6)]
 
 
-async def test_many_silent_ones_are_ended_at_one_look(autojump_clock: trio.testing.MockClock) -> None:
+async def test_many_silent_connections_end_in_one_check(autojump_clock: trio.testing.MockClock) -> None:
     places = ConnectionLimit(Limits(connections=1000, reserve=0))
     slots = [await places.enter(None) for _ in range(1000)]
     for slot in slots[:500]:

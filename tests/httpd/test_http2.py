@@ -121,7 +121,7 @@ def peer() -> h2.connection.H2Connection:
 
 
 @pytest.mark.parametrize(("sent", "drop"), HEADS.values(), ids=HEADS)
-async def test_a_first_head_comes_in_time(sent: bytes, drop: bytes, certificate: dict[str, str]) -> None:
+async def test_a_late_first_head_ends_the_connection(sent: bytes, drop: bytes, certificate: dict[str, str]) -> None:
     served = serving("ours", echo, limits=QUICK, keep_alive_timeout=LONG, **certificate)
     async with served as server, by_tls(server, certificate, "h2") as client:
         await client.send(sent)

@@ -454,7 +454,7 @@ async def test_the_last_request_of_a_connection_ends_it() -> None:
     ],
     ids=["plain", "refusal", "close", "unknown status", "head"],
 )
-async def test_a_whole_response_says_how_long_it_is(method: str, status: int, headers: Any) -> None:
+async def test_a_whole_response_has_a_content_length(method: str, status: int, headers: Any) -> None:
     held = Held()
     async with serving("ours", fail, handle_nowait=held) as server, connected(server) as client:
         await client.send(get(method=method))

@@ -123,7 +123,7 @@ async def test_a_request_that_comes_byte_by_byte(kind: str) -> None:
         assert (await client.answer())[2] == b"POST / slow"
 
 
-async def test_a_body_of_unknown_length_goes_in_chunks(kind: str) -> None:
+async def test_a_body_of_unknown_length_is_chunked(kind: str) -> None:
     async def app(scope: Message, receive: Any, send: Any) -> None:
         await send(START)
         for part in (b"one", b"", b"two"):
@@ -351,7 +351,7 @@ async def test_an_incomplete_request_ends_the_connection(kind: str) -> None:
         assert b" 200" not in await client.rest()
 
 
-async def test_a_body_that_stops_coming_ends_the_connection(kind: str) -> None:
+async def test_a_stalled_body_ends_the_connection(kind: str) -> None:
     gone = trio.Event()
 
     async def waits(scope: Message, receive: Any, send: Any) -> None:
@@ -417,7 +417,7 @@ async def test_half_closing_counts_as_a_hang_up(kind: str) -> None:
         await happens(app.disconnected)
 
 
-async def test_receive_after_the_response_says_disconnect(kind: str) -> None:
+async def test_receive_after_the_response_reports_disconnect(kind: str) -> None:
     messages: list[Message] = []
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -659,7 +659,7 @@ async def test_upstream_still_lacks_one_send_a_response(monkeypatch: pytest.Monk
     assert sends > 1
 
 
-async def test_a_response_comes_in_one_piece() -> None:
+async def test_a_response_is_sent_in_one_write() -> None:
     """One write is one read on loopback: a waiting reader sees each write."""
 
     async def app(scope: Message, receive: Any, send: Any) -> None:
@@ -831,7 +831,7 @@ async def test_given_sockets_are_served() -> None:
         stop.set()
 
 
-async def test_hypercorn_itself_is_left_as_it_is() -> None:
+async def test_hypercorn_itself_is_unchanged() -> None:
     async with serving("ours", echo) as server, connected(server) as client:
         await client.send(get())
         await client.answer()

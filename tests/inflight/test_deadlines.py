@@ -184,7 +184,7 @@ async def test_leaving_keeps_the_deadlines_of_later_waiters(autojump_clock: Mock
         services.cancel_scope.cancel()
 
 
-async def test_it_holds_nothing_that_has_ended(autojump_clock: MockClock) -> None:
+async def test_ended_calls_are_not_kept_alive(autojump_clock: MockClock) -> None:
     del autojump_clock
     deadlines = Deadlines()
     async with trio.open_nursery() as services:

@@ -97,7 +97,7 @@ async def test_the_deadline_counts_from_the_beginning(autojump_clock: trio.testi
     assert await ticket.next() is outcome
 
 
-async def test_progress_does_not_put_the_deadline_off(autojump_clock: trio.testing.MockClock) -> None:
+async def test_progress_does_not_extend_the_deadline(autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock
     ticket = make_pending(timeout=10)
     notified = watched(ticket)
@@ -114,7 +114,7 @@ async def test_progress_does_not_put_the_deadline_off(autojump_clock: trio.testi
     assert notified == ["the gateway's deadline passed"]
 
 
-async def test_closing_tells_the_backend_once() -> None:
+async def test_closing_notifies_the_backend_once() -> None:
     ticket = make_pending()
     notified = watched(ticket)
     ticket.close("the client hung up")
@@ -144,7 +144,7 @@ async def test_a_waiter_learns_of_closing() -> None:
             ticket.close()
 
 
-async def test_abandoning_ends_it_and_tells_the_backend() -> None:
+async def test_abandoning_ends_it_and_notifies_the_backend() -> None:
     ticket = make_pending()
     notified = watched(ticket)
     problem = BackendUnavailable("b", "was cut off")
@@ -270,7 +270,7 @@ async def test_the_last_answer_ends_the_client_wait(before: CallState) -> None:
     assert ticket.state is before
 
 
-async def test_a_call_taken_back_is_queued_once() -> None:
+async def test_a_requeued_call_is_queued_once() -> None:
     await trio.lowlevel.checkpoint()
     owner = Owner(takes_back=True)
     ticket = make_pending()

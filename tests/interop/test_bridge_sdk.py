@@ -72,13 +72,13 @@ async def converse(mode: str, **target: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_real_clients_are_asked_over_http(mode: str) -> None:
+async def test_real_clients_get_server_requests_over_http(mode: str) -> None:
     async with open_gateway_process(CONFIG) as gateway:
         await converse(mode, url=gateway.url)
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_real_clients_are_asked_over_stdio(mode: str, tmp_path: Path) -> None:
+async def test_real_clients_get_server_requests_over_stdio(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(CONFIG), encoding="utf-8")
     arguments = ["-m", "gateway", "serve", "--config", str(path), "--state-dir", str(tmp_path / "state")]

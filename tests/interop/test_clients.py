@@ -99,7 +99,7 @@ async def test_lists_and_calls_over_stdio(peers: Peers, client: str, mode: str, 
     check_report(await converse(peers, client, job), mode)
 
 
-async def test_nothing_is_changed_but_the_names(peers: Peers) -> None:
+async def test_only_names_are_changed(peers: Peers) -> None:
     """Tools and results of a legacy server, as JSON, against what it says directly."""
     server = peers.servers["everything"]
     async with run_process([server["command"], *server["args"]]) as running:

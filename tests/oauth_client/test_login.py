@@ -377,7 +377,7 @@ async def test_an_impossible_login_is_reported(tmp_path: Path, fault: dict[str, 
         ({"token_answer": page(200, {"access_token": None})}, "Login failed", "access_token"),
     ],
 )
-async def test_the_browser_shows_what_came_of_the_login(
+async def test_the_browser_shows_the_logins_result(
     tmp_path: Path, fault: dict[str, Any], title: str, text: str
 ) -> None:
     async with open_harness(tmp_path) as harness:

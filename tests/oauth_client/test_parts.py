@@ -165,7 +165,7 @@ async def test_a_refusal_is_shown_escaped_in_one_line() -> None:
             assert b"access_denied: &lt;script&gt; xxx" in page
 
 
-async def test_idle_and_endless_connections_hold_nothing_up() -> None:
+async def test_idle_and_endless_connections_delay_no_login() -> None:
     with trio.fail_after(SOON):
         async with open_redirect_listener(None) as listener:
             listener.expect("right")
@@ -395,7 +395,7 @@ async def test_a_silent_server_times_out(resolver: None) -> None:
         ("elicit", True, False, []),
     ],
 )
-async def test_ways(mode: str, display: bool, able: bool, ways: list[str]) -> None:
+async def test_the_login_prompt_uses_the_available_way(mode: str, display: bool, able: bool, ways: list[str]) -> None:
     went: list[str] = []
 
     async def open_page(url: str) -> bool:

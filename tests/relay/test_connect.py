@@ -331,7 +331,7 @@ async def test_modules_beside_the_config_are_not_imported():
         (None, "check the path"),
     ],
 )
-async def test_a_wrong_config_is_said_and_starts_nothing(text, said):
+async def test_a_wrong_config_is_reported_and_starts_nothing(text, said):
     async with open_machine() as machine:
         if text is not None:
             machine.config.write_text(text, encoding="utf-8")
@@ -365,7 +365,7 @@ async def test_a_socket_of_a_dead_gateway_is_replaced():
             assert await say(client, "alive") == "alive"
 
 
-async def test_a_relay_waits_for_a_place_in_a_full_queue():
+async def test_a_relay_waits_while_the_queue_is_full():
     async with open_machine() as machine:
         machine.write({})
         waiting = []

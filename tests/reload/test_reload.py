@@ -42,7 +42,7 @@ A, B = {"command": "a"}, {"command": "b"}
 # -- the overlay, pure -------------------------------------------------------------------------------------------------
 
 
-def test_changes_lie_over_the_file() -> None:
+def test_changes_override_the_file() -> None:
     base = base_of(a=A, b=B, off={"command": "o", "disabled": True})
     overlay = Overlay().put(base, "c", {"command": "c"}).put(base, "a", {"command": "other"}).remove(base, "b")
     overlay = overlay.switch(base, "off", disabled=False).switch(base, "c", disabled=True)
@@ -303,7 +303,7 @@ async def rigged(folder: Path, *, watching: bool = False) -> AsyncGenerator[Rig]
         yield rig
 
 
-async def test_an_edit_of_the_file_comes_to_hold(tmp_path: Path) -> None:
+async def test_an_edit_of_the_file_takes_effect(tmp_path: Path) -> None:
     async with rigged(tmp_path, watching=True) as rig:
         rig.place.write(a=A, b=B)
         await rig.until(lambda: list(rig.fleet.supervisors) == ["a", "b"])
@@ -377,7 +377,7 @@ async def test_pending_changes_are_bounded(tmp_path: Path) -> None:
         assert rig.fakes["b"].open == 1
 
 
-async def test_the_end_ends_those_who_wait(tmp_path: Path) -> None:
+async def test_stopping_ends_waiting_changes(tmp_path: Path) -> None:
     rig = Rig(Place(tmp_path))
     with pytest.raises(ShuttingDown):
         await rig.reloader.reload("too early")
@@ -399,7 +399,7 @@ async def test_the_end_ends_those_who_wait(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
 
 
-def test_marks_tell_files_apart(tmp_path: Path) -> None:
+def test_marks_distinguish_files(tmp_path: Path) -> None:
     path = tmp_path / "f"
     assert mark_of(path) == ()
     path.write_text("x")

@@ -378,7 +378,7 @@ async def test_observers_receive_calls_and_changes(autojump_clock: MockClock) ->
         assert len(received) == 2
 
 
-async def test_a_removed_server_refuses_who_still_holds_it(autojump_clock: MockClock) -> None:
+async def test_a_removed_server_refuses_late_calls(autojump_clock: MockClock) -> None:
     async with rigged("a", "b") as rig:
         old = rig.fleet.supervisors["a"]
         await rig.apply("b")

@@ -227,7 +227,7 @@ async def test_lists_wait_once_for_a_session_that_fails(how: str, autojump_clock
             await trio.sleep(1000)
 
 
-async def test_no_list_waits_for_a_session_that_a_call_starts_again(autojump_clock: MockClock) -> None:
+async def test_no_list_waits_for_a_restarted_session(autojump_clock: MockClock) -> None:
     fake = dual(Kind.TOOLS, Era.MODERN)
     async with running_fleet(make_fleet({"a": fake}, settings=GatewaySettings(start_grace=4), **HTTP)) as fleet:
         await settle()

@@ -294,7 +294,7 @@ async def test_a_crash_keeps_the_era(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("offered", list(Era))
-async def test_an_era_that_fails_is_not_tried_at_once_again(offered: Era, autojump_clock: MockClock) -> None:
+async def test_a_failed_era_is_not_retried_immediately(offered: Era, autojump_clock: MockClock) -> None:
     """Its calls are bridged: clients of the working era must keep the server."""
     fake = FakeBackend()
     fake.eras = (offered, offered.other)

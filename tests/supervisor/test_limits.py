@@ -120,7 +120,7 @@ async def test_only_the_crashing_client_is_refused(autojump_clock: MockClock) ->
         rig.call(caller=MALLORY).close()
 
 
-async def test_no_client_has_another_one_refused(autojump_clock: MockClock) -> None:
+async def test_no_client_gets_another_one_refused(autojump_clock: MockClock) -> None:
     async with running_supervisor(FakeBackend(), restart=PERSISTENT) as rig:
         for _ in range(6):
             await crash(rig, MALLORY, ALICE)  # alice's is sent last, but mallory's has its effect later
@@ -239,7 +239,7 @@ async def test_a_breaker_opens_tries_one_call_and_closes(autojump_clock: MockClo
         rig.call()
 
 
-async def test_a_probe_that_fails_opens_it_again(autojump_clock: MockClock) -> None:
+async def test_a_failed_trial_reopens_the_breaker(autojump_clock: MockClock) -> None:
     async with running_supervisor(FakeBackend(), **BREAKER) as rig:
         for _ in range(2):
             await outcome(rig.call(timeout=1))
@@ -251,7 +251,7 @@ async def test_a_probe_that_fails_opens_it_again(autojump_clock: MockClock) -> N
             rig.call()
 
 
-async def test_a_probe_that_its_client_cancels_decides_nothing(autojump_clock: MockClock) -> None:
+async def test_a_cancelled_trial_decides_nothing(autojump_clock: MockClock) -> None:
     async with running_supervisor(FakeBackend(), **BREAKER) as rig:
         for _ in range(2):
             await outcome(rig.call(timeout=1))
@@ -385,7 +385,7 @@ async def test_a_call_lost_to_a_crash_is_resent(autojump_clock: MockClock) -> No
         assert isinstance(await outcome(pending), Complete)
 
 
-async def test_but_only_once(autojump_clock: MockClock) -> None:
+async def test_a_lost_call_is_resent_only_once(autojump_clock: MockClock) -> None:
     backend = FakeBackend(tools(idempotentHint=True))
     async with running_supervisor(backend, retry=True, restart=QUICK) as rig:
         pending = rig.call()

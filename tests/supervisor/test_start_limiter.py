@@ -86,7 +86,7 @@ async def test_hanging_starts_delay_others_briefly(autojump_clock: MockClock) ->
     assert sorted(at for _name, at in opener.began) == [0, 0, STALL_TIMEOUT, STALL_TIMEOUT, STALL_TIMEOUT + START]
 
 
-async def test_whom_a_caller_waits_for_goes_first(autojump_clock: MockClock) -> None:
+async def test_backends_with_waiting_callers_start_first(autojump_clock: MockClock) -> None:
     opener = Starts()
     limiter = StartLimiter(opener, limit=1)
     fake = FakeBackend(make_listing("t"))

@@ -61,7 +61,7 @@ def test_each_watcher_gets_one_notification_per_update() -> None:
     assert wish_list.of("a").uris == {"memo:a", "memo:a/b"}
 
 
-async def test_a_level_that_was_lent_is_taken_back(autojump_clock: MockClock) -> None:
+async def test_a_temporary_log_level_expires(autojump_clock: MockClock) -> None:
     wish_list, changes = SubscriptionRegistry(), list[float]()
     began = trio.current_time()
     async with trio.open_nursery() as nursery:

@@ -106,7 +106,7 @@ async def test_a_healthy_run_forgives(autojump_clock: MockClock) -> None:
         assert rig.state is State.READY
 
 
-async def test_a_healthy_run_leaves_all_tries(autojump_clock: MockClock) -> None:
+async def test_a_healthy_run_resets_the_count(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 5), *range(6, 9))
     async with running_supervisor(backend) as rig:
@@ -180,7 +180,7 @@ async def test_a_bug_reaches_the_root(autojump_clock: MockClock) -> None:
     assert pending.over
 
 
-async def test_kicking_cuts_a_backoff_short(autojump_clock: MockClock) -> None:
+async def test_waking_cuts_a_backoff_short(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(1, 2, 3)
     began = trio.current_time()
@@ -193,7 +193,7 @@ async def test_kicking_cuts_a_backoff_short(autojump_clock: MockClock) -> None:
         assert [start - began for start in backend.starts] == pytest.approx([0, 1, 3, 3.5])
 
 
-async def test_kicking_what_failed_gives_it_all_tries_again(autojump_clock: MockClock) -> None:
+async def test_waking_a_failed_backend_resets_its_failures(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 100))
     async with running_supervisor(backend) as rig:
@@ -445,7 +445,7 @@ async def test_failed_backends_answer_immediately(autojump_clock: MockClock) -> 
         assert len(backend.starts) == 2
 
 
-async def test_giving_up_answers_the_queue(autojump_clock: MockClock) -> None:
+async def test_marking_failed_answers_the_queue(autojump_clock: MockClock) -> None:
     backend = FakeBackend()
     backend.fail(*range(1, 100))
     async with running_supervisor(backend) as rig:

@@ -142,7 +142,7 @@ class _Os:
         ("device", "not a regular file"),
     ],
 )
-def test_only_a_file_is_taken(kind: str, why: str, tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(kind: str, why: str, tmp_path: Path) -> None:
     """Immediately: an unread pipe would block a thread forever."""
     path, target = tmp_path / "x", tmp_path / "target"
     reader = None

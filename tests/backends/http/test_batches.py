@@ -67,7 +67,7 @@ def batched(parts: Callable[[Request], list[Any]], how: str) -> Any:
 
 @pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
 @pytest.mark.parametrize("how", ["json", "event", "lines"])
-async def test_a_batch_is_taken_apart(parts: Any, how: str) -> None:
+async def test_a_batch_is_split_into_messages(parts: Any, how: str) -> None:
     server, listener = speaking(LegacyServer(), BATCHING), Received()
     server.on["tools/call"] = batched(parts, how)
     async with open_peer(server) as peer, open_session(peer.url, listener=listener) as session:

@@ -160,7 +160,7 @@ async def test_an_unknown_content_coding_is_refused_by_name(kind: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["identity", "", "utf-8", "none"])
-async def test_a_coding_that_is_none_changes_nothing(coding: str) -> None:
+async def test_an_identity_coding_changes_nothing(coding: str) -> None:
     handler = encoding(LegacyServer(), coding, None)
     async with open_peer(handler) as peer, open_session(peer.url) as session:
         assert text_of(await call(session, "echo", {"text": "x"})) == "x"
@@ -231,7 +231,7 @@ def test_pieces_are_small_and_together_the_whole(coding: str, wbits: int, step: 
     assert decoder.complete
 
 
-def test_gzip_of_several_members_and_padding_behind_it() -> None:
+def test_gzip_members_and_padding_are_decoded() -> None:
     decoder = BodyDecoder("gzip")
     assert b"".join(decoder.feed(gzip.compress(b"one ") + gzip.compress(b"two") + b"\0" * 8)) == b"one two"
     assert decoder.complete

@@ -86,7 +86,7 @@ def test_an_event_with_only_an_id_primes() -> None:
     assert parser.last_id == b"stream-1/0"
 
 
-def test_an_empty_id_takes_the_last_one_back() -> None:
+def test_an_empty_id_clears_the_last_one() -> None:
     parser = EventParser(LIMIT)
     parser.feed(b"id: 1\ndata: x\n\nid\ndata: y\n\n")
     assert parser.last_id == b""
@@ -103,7 +103,7 @@ def test_an_id_unfit_for_a_header_is_ignored(bad: bytes) -> None:
     ("value", "expected"),
     [(b"1500", 1.5), (b"0", 0.0), (b"9" * 40, MAX_RETRY), (b"-1", None), (b"1.5", None), (b"", None), (b"x", None)],
 )
-def test_the_pause_that_a_server_asks_for(value: bytes, expected: float | None) -> None:
+def test_a_servers_requested_pause_is_returned(value: bytes, expected: float | None) -> None:
     parser = EventParser(LIMIT)
     parser.feed(b"retry: " + value + b"\n\n")
     assert parser.retry == expected

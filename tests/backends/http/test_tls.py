@@ -64,7 +64,7 @@ async def status(url: str, **fields: str | None) -> int:
             return response.status_code
 
 
-async def test_an_authority_of_ones_own(folder: Path) -> None:
+async def test_a_custom_authority_is_trusted(folder: Path) -> None:
     async with serving(folder, ask_client=False) as url:
         assert await status(url, ca_file=str(folder / "ca.pem")) == 204
         for wrong in (None, str(folder / "stranger.pem")):
@@ -72,7 +72,7 @@ async def test_an_authority_of_ones_own(folder: Path) -> None:
                 await status(url, ca_file=wrong)
 
 
-async def test_a_certificate_to_show(folder: Path) -> None:
+async def test_a_client_certificate_is_sent(folder: Path) -> None:
     ca, pem, key = (str(folder / name) for name in ("ca.pem", "client.pem", "client.key"))
     async with serving(folder, ask_client=True) as url:
         assert await status(url, ca_file=ca, client_cert=pem, client_key=key) == 204
@@ -81,6 +81,6 @@ async def test_a_certificate_to_show(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"ca_file": "/no/such.pem"}, {"client_cert": "/no/such.pem"}])
-async def test_files_that_are_not_there(fields: dict[str, str]) -> None:
+async def test_missing_tls_files_are_reported(fields: dict[str, str]) -> None:
     with pytest.raises(BackendError, match="TLS options"):
         await status("https://127.0.0.1:9/mcp", **fields)

@@ -335,7 +335,7 @@ async def test_own_modern_requests_carry_the_envelope() -> None:
     ("method", "notified"),
     [("tools/list", True), ("initialize", False)],  # initialize must not be cancelled
 )
-async def test_silence_has_an_end(method: str, notified: bool, autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_silent_backend_times_out(method: str, notified: bool, autojump_clock: trio.testing.MockClock) -> None:
     del autojump_clock
     script = Script()
     started = trio.current_time()
@@ -348,7 +348,7 @@ async def test_silence_has_an_end(method: str, notified: bool, autojump_clock: t
     assert script.conversation.unmatched == 1
 
 
-async def test_a_cancelled_wait_tells_the_backend() -> None:
+async def test_a_cancelled_wait_notifies_the_backend() -> None:
     script = Script()
     async with trio.open_nursery() as nursery:
 

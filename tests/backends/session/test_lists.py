@@ -184,14 +184,14 @@ async def test_all_pages_are_read(cursors: list[str], autojump_clock: MockClock)
 
 
 @pytest.mark.parametrize(("names", "served"), [((["a"], ["a"]), ["a"]), ((["a"], ["b"]), ["a", "b"])])
-async def test_cursors_in_a_circle_end(names: Any, served: list[str], autojump_clock: MockClock) -> None:
+async def test_repeating_cursors_end_the_list(names: Any, served: list[str], autojump_clock: MockClock) -> None:
     pages = [{"$": entries(Kind.TOOLS, *each), "nextCursor": ""} for each in names]
     listing = await list_everything(make_script({Kind.TOOLS: pages}))
     assert names_of(listing)[Kind.TOOLS] == served
     assert listing.warnings == ("the cursors of tools/list repeat; the list ends there",)
 
 
-async def test_cursors_without_end_end(autojump_clock: MockClock) -> None:
+async def test_endless_cursors_are_bounded(autojump_clock: MockClock) -> None:
     pages = [{"$": [], "nextCursor": str(number)} for number in range(MAX_PAGES + 2)]
     script = make_script({Kind.TOOLS: pages})
     listing = await list_everything(script)

@@ -43,7 +43,7 @@ async def asked(ticket: PendingCall) -> ServerRequest:
     return item
 
 
-async def test_an_answer_goes_back_as_it_was_given() -> None:
+async def test_an_answer_reaches_the_backend_unchanged() -> None:
     script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, "r-1", ELICITATION, {"message": "m", "x-extra": None})
@@ -57,7 +57,7 @@ async def test_an_answer_goes_back_as_it_was_given() -> None:
     assert script.posted == [{"jsonrpc": "2.0", "id": "r-1", "result": {"action": "accept", "n": 1.0}}]
 
 
-async def test_a_refusal_goes_back_with_its_data() -> None:
+async def test_a_refusal_reaches_the_backend_with_data() -> None:
     script, ticket = Script(), pending_of(session="one")
     working(script, ticket)
     ask(script, 7)

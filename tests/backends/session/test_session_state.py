@@ -207,7 +207,7 @@ async def test_a_missing_acknowledgement_does_not_block(autojump_clock: MockCloc
         assert kept.cancelled == [kept.listens[0]["id"]]
 
 
-async def test_wishes_alone_are_enough_to_listen(autojump_clock: MockClock) -> None:
+async def test_subscriptions_alone_cause_a_listen(autojump_clock: MockClock) -> None:
     async with keeping_modern({"resources": {"subscribe": True}}) as kept:
         assert kept.listens == []
         await kept.wish("memo:a")

@@ -145,7 +145,7 @@ async def test_a_call_cancelled_early_cancels_its_task(autojump_clock: MockClock
         assert script.conversation.unmatched == 1
 
 
-async def test_the_calls_deadline_holds_for_its_task(autojump_clock: MockClock) -> None:
+async def test_a_calls_deadline_bounds_its_task(autojump_clock: MockClock) -> None:
     for answers in ({"tasks/get": legacy()}, {"tasks/get": legacy("completed")}):  # whose result never comes
         async with running({**answers, "tasks/cancel": {"code": -32602, "message": "ended"}}) as script:
             ticket = task_pending(timeout=10.0)
@@ -175,7 +175,9 @@ async def test_the_calls_deadline_holds_for_its_task(autojump_clock: MockClock) 
         ),
     ],
 )
-async def test_how_a_task_can_end(answers: Any, expected: Any, cancelled: bool, autojump_clock: MockClock) -> None:
+async def test_every_task_status_has_an_outcome(
+    answers: Any, expected: Any, cancelled: bool, autojump_clock: MockClock
+) -> None:
     async with running({**answers, "tasks/cancel": legacy("cancelled")}) as script:
         ticket = task_pending()
         script.send(ticket)
@@ -300,7 +302,7 @@ async def test_a_refused_mandatory_task_is_tried_once(autojump_clock: MockClock)
         ({"code": -32602, "message": "no such task"}, Failure(-32602, "no such task", None, Era.MODERN)),
     ],
 )
-async def test_how_a_modern_task_can_end(state: Any, expected: Any, autojump_clock: MockClock) -> None:
+async def test_every_modern_task_status_has_an_outcome(state: Any, expected: Any, autojump_clock: MockClock) -> None:
     async with running({"tasks/get": state, "tasks/cancel": {}}, era=Era.MODERN) as script:
         ticket = task_pending(caller=NEW)
         ticket.as_task = True

@@ -27,7 +27,7 @@ def _able(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_sessions, "CALLER", able)
 
 
-async def test_a_modern_server_that_needs_the_extension() -> None:
+async def test_a_server_requiring_the_extension_is_called() -> None:
     server, received = ModernServer(), []
     left = [{"status": "working"}, {"status": "completed", "result": text("done")}]
 

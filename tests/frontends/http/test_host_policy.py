@@ -77,13 +77,13 @@ def test_only_the_host_header_is_required() -> None:
     assert HostPolicy(LOOPBACK).refusal({b"host": b"localhost"}) is None
 
 
-def test_a_refusal_repeats_only_so_much() -> None:
+def test_a_refusal_quotes_a_bounded_part() -> None:
     refusal = HostPolicy(LOOPBACK).refusal({b"host": b"x" * 10_000})
     assert refusal is not None
     assert len(refusal.text) < 300
 
 
-def test_no_more_verdicts_are_remembered_than_said() -> None:
+def test_cached_verdicts_are_bounded() -> None:
     policy = HostPolicy(LOOPBACK)
     for number in range(3 * REMEMBERED):
         policy.refusal({b"host": b"%d.example" % number})

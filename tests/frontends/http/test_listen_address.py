@@ -137,7 +137,7 @@ def test_loopback_needs_no_keys(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.0.7", "localhost.example", "gateway"])
-def test_other_addresses_do(host: str) -> None:
+def test_other_addresses_need_keys(host: str) -> None:
     for access in (None, NO_ACCESS, AccessSettings(allow_origins=("*",))):
         with pytest.raises(InsecureListen) as caught:
             ListenAddress(host=host).check(access)

@@ -286,7 +286,7 @@ class LateBody(FakeExchange):
         return await super().receive()
 
 
-async def test_a_stream_that_ends_between_the_messages_of_a_batch_takes_no_more(autojump_clock: MockClock) -> None:
+async def test_a_stream_ending_mid_batch_takes_no_more(autojump_clock: MockClock) -> None:
     async with open_client(version="2025-03-26", max_client_requests=2) as client:
         batch = [message_of("tools/call", {"name": "a.x"}, number) for number in (2, 3, 4, 5)]
         post = LateBody(json.dumps(batch).encode(), client.endpoint.partition("?")[2])

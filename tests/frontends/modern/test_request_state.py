@@ -133,7 +133,7 @@ def test_invalid_tokens_are_refused(text: str) -> None:
     refused(SEALER, call_of(), text)
 
 
-def test_a_token_may_be_only_so_long() -> None:
+def test_overlong_tokens_are_refused() -> None:
     assert "is too long" in refused(SEALER, call_of(), "A" * (MAX_TOKEN + 1))
 
 
@@ -153,6 +153,6 @@ def test_lone_surrogates_are_bound_by_value() -> None:
         refused(SEALER, call_of(other), token)
 
 
-def test_the_digest_tells_values_apart() -> None:
+def test_the_digest_distinguishes_values() -> None:
     spans = ["{}", "[]", "null", "0", "false", '""', "[[]]", '{"a":null}', "12345678901234567890123", "1e400"]
     assert len({digest_of(call_of(span)) for span in spans}) == len(spans)

@@ -165,7 +165,7 @@ async def test_withdrawn_requests_are_not_asked(autojump_clock: MockClock) -> No
         assert await parking.park(flow, await flow.next()) is None  # type: ignore[arg-type] - an ask
 
 
-async def test_a_call_that_ends_meanwhile_is_not_parked(autojump_clock: MockClock) -> None:
+async def test_a_call_that_ends_meanwhile_is_not_suspended(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         flow, pending = open_flow(Era.MODERN, Lines())
         pending.ask(Asked().ask)
@@ -230,7 +230,7 @@ async def test_an_expired_suspended_call_notifies_its_backend(autojump_clock: Mo
         assert (len(parking), len(lines.cancelled)) == (0, 2)
 
 
-async def test_parked_calls_are_bounded_for_each_principal(autojump_clock: MockClock) -> None:
+async def test_suspended_calls_are_bounded_for_each_principal(autojump_clock: MockClock) -> None:
     async with open_lot() as parking:
         lines = Lines()
         for _ in range(MAX_PARKED_EACH):
@@ -246,7 +246,7 @@ async def test_parked_calls_are_bounded_for_each_principal(autojump_clock: MockC
         assert lines.cancelled == []
 
 
-async def test_parked_calls_are_bounded_in_all(autojump_clock: MockClock) -> None:
+async def test_suspended_calls_are_bounded_in_total(autojump_clock: MockClock) -> None:
     async with open_lot(max_calls=2) as parking:
         for principal in "ab":
             flow, _ = open_flow(Era.MODERN, Lines(), caller=make_caller(Era.MODERN, principal=principal))
