@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 MAX_WAIVERS = 0
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 60  # the ceiling; 40 is the wish
-MIN_REASON = 10  # characters; less says nothing
+MIN_REASON = 10  # characters; a shorter one explains nothing
 WAIVER = "# house:"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -234,7 +234,7 @@ def suppressions(module: Module) -> Iterator[Finding]:
 
 
 def sizes(module: Module) -> Iterator[Finding]:
-    """What is too long to be read at once hides what it does."""
+    """Code too long to be read in one go hides what it does."""
     lines = len(module.text.splitlines())
     if lines > MAX_MODULE_LINES:
         yield Finding(1, f"a module of {lines} lines (ceiling {MAX_MODULE_LINES})", waivable=False)
@@ -248,7 +248,7 @@ def sizes(module: Module) -> Iterator[Finding]:
 
 
 def docstrings(module: Module) -> Iterator[Finding]:
-    """A module that others open says first what it is for."""
+    """A public module says first what it is for."""
     private = module.name.startswith("_") and not module.name.startswith("__")
     if not private and not ast.get_docstring(module.tree):
         yield Finding(1, "a public module without docstring", waivable=False)

@@ -52,7 +52,7 @@ def write(folder, **more):
 def test_the_list_of_a_config(cli, tmp_path):
     config = write(tmp_path, gone={"command": "no-such-command-anywhere"})
     status, out, err = cli("list", "--config", config)
-    assert status == 1  # one server did not come up, and the others are listed
+    assert status == 1  # one server failed to start, and the others are listed
     lines = [line.split() for line in out.splitlines()]
     assert ["echo.echo", "[text]", "The", "echo", "tool."] in lines
     assert ["memo://rich/one"] in lines

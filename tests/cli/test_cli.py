@@ -420,7 +420,7 @@ def test_start_up_objects_are_frozen_for_the_collector(tmp_path):
     flags = ("--config", config, "--port", "0", "--state-dir", str(tmp_path))
     status, out, err = run("serve", *flags, program=("-c", program))
     assert status == 0, err
-    assert int((out or err).split()[-1]) > 10_000  # a stdio face leaves stdout to itself
+    assert int((out or err).split()[-1]) > 10_000  # the stdio frontend must have stdout alone
 
 
 def test_an_interrupt_is_not_explained(capsys, monkeypatch):

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from mcp.server.context import ServerRequestContext
 
 DYNAMIC_TOOL, DYNAMIC_PROMPT = "test_dynamic_tool", "test_dynamic_prompt"
-STEP = 0.05  # seconds between two notifications: the suite demands that they do not come all at once
-RECONNECT_WAIT = 0.2  # seconds in which a client whose stream was closed comes back
+STEP = 0.05  # seconds between two notifications: the suite requires that they do not arrive together
+RECONNECT_WAIT = 0.2  # seconds within which a client whose stream was closed reconnects
 
 bus = InMemorySubscriptionBus()
 """The source of changes for listen streams."""
@@ -185,7 +185,7 @@ def require_twice(turn: Turn) -> Json:
 
 
 def require_sealed_state(turn: Turn) -> Json:
-    # That a tampered state never comes here is the doing of the middleware that seals it (server.py).
+    # A tampered state never arrives here: the middleware that seals it refuses it (server.py).
     if turn.state is not None:
         return say("state-ok: the seal was whole.")
     return require("sealed", confirm=ask_form("Please confirm", CONFIRM_FORM))

@@ -40,7 +40,7 @@ class Client:
         self.received: list[Any] = []
         """Every message that came, in order, but for changes of lists."""
         self.clean: bool | None = None
-        """What the face returned."""
+        """The frontend's return value."""
         self.ended = trio.Event()
         self.reading = trio.Event()
         """Clear it (put another one there) to stop reading."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Pipe:
-    """A stdio client of a face whose one backend comes when `here` is set."""
+    """A stdio client of a frontend whose one backend starts when `here` is set."""
 
     def __init__(self, stdin: int, stdout: int) -> None:
         self.here = trio.Event()

@@ -1,6 +1,6 @@
 """The third-party servers and clients, installed once into .cache/interop and pinned.
 
-Without a registry in reach the tests fail and say so.
+Without a reachable registry the tests fail with that reason.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ CLASH = "ui://mcp+react/get-time/mcp-app.html"
 
 
 async def show(host: list[str], **job: Any) -> Any:
-    """What the host found: see `clients/app_host.mjs` and `clients/app_browser.mjs`."""
+    """Return what the host found: see `clients/app_host.mjs` and `clients/app_browser.mjs`."""
     command = [*host, json.dumps(job)]
     with trio.fail_after(SHOW_WITHIN):
         done = await trio.run_process(
@@ -40,7 +40,7 @@ async def show(host: list[str], **job: Any) -> Any:
 
 
 def shape(result: dict[str, Any]) -> list[str]:
-    """What does not differ from one call to the next."""
+    """Return the parts that are equal in each call."""
     return sorted(result["structuredContent"])
 
 

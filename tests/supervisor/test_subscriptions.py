@@ -70,7 +70,7 @@ async def test_a_temporary_log_level_expires(autojump_clock: MockClock) -> None:
         assert wish_list.lend_level("debug")
         assert wish_list.of("a").log_level == "debug"
         await trio.sleep(subscriptions.LEVEL_KEPT / 2)
-        assert not wish_list.lend_level("debug")  # it is asked for still
+        assert not wish_list.lend_level("debug")  # it is still in effect
         await trio.sleep(subscriptions.LEVEL_KEPT * 0.75)
         assert wish_list.of("a").log_level == "debug"
         await trio.sleep(subscriptions.LEVEL_KEPT)

@@ -334,7 +334,7 @@ async def test_the_get_stream_is_resumed_where_it_ended() -> None:
         third = await peer.received("GET", 3)
         assert "last-event-id" not in peer.all("GET")[1].headers
         assert third.headers["last-event-id"] == "g/7"
-        # Once for what the second connection may have missed, once for what it said; the third missed nothing.
+        # Once for what the second connection may have missed, once for its notification; the third missed nothing.
         assert listener.received.count("tools") == 2
         hold.set()
 

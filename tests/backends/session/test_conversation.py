@@ -445,7 +445,7 @@ async def test_nulls_beside_an_answer_are_absence(era: Era, answer: dict[str, An
         outcome = await ticket.next()
     assert type(outcome).__name__ == expected
     if isinstance(outcome, Complete):
-        assert json.loads(outcome.result) == answer["result"]  # what it says by null is the client's to read
+        assert json.loads(outcome.result) == answer["result"]  # its null members pass to the client
     if isinstance(outcome, Failure):
         assert (outcome.code, outcome.message) == (-5, answer["error"]["message"] or "")
 
