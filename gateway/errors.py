@@ -161,7 +161,7 @@ class UnknownName(RequestError):
 
 
 class UnknownMethod(RequestError):
-    """The method is not served; the client sees -32601 (modern: and HTTP 404)."""
+    """The method is not served; the client sees -32601, and modern ones HTTP 404."""
 
     code: ClassVar[str] = "unknown_method"
 

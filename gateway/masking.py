@@ -85,7 +85,7 @@ def _match(units: list[tuple[str, ...]], text: str, at: int, cut: int) -> int | 
 
 
 def _spellings(part: str) -> tuple[str, ...]:
-    """Return a character's, or backslash run's, spellings in a lower-case text."""
+    """Return the spellings of a character, or run of backslashes, in lower-case text."""
     if part.isascii() and _RUN.fullmatch(part):
         return (part.lower(),)
     if part[0] == "\\":

@@ -104,7 +104,7 @@ def read_client(client: str, environ: Mapping[str, str], folder: Path, target: P
 
 
 def _read_entries(path: Path, folder: Path) -> dict[str, Any]:
-    """Return the servers in all sections of a client's file; only the current project's."""
+    """Return the servers in all sections of a client's file, except other projects'."""
     if path.suffix in {".yaml", ".yml"}:
         problem = f"{path}: YAML is not supported yet"
         raise CommandError(problem, "write its servers as JSON, and import that file")

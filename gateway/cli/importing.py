@@ -119,7 +119,7 @@ def agreed(question: str) -> bool:
 
 
 def section_of(document: Document) -> str:
-    """Return our config's key of the servers. Raises CommandError unless an object."""
+    """Return the key of our config's servers. Raises CommandError for an invalid section."""
     section = "servers" if "servers" in document.root else "mcpServers"
     if not isinstance(document.root.get(section, {}), dict):
         problem = f"{document.path} is not a config; nothing was written"

@@ -175,7 +175,7 @@ class Target:
 
 @asynccontextmanager
 async def open_target(values: Values, name: str = "") -> AsyncGenerator[Target]:
-    """Open the target of the flags, if possible only with the name's possible owners."""
+    """Open the target of the flags, limited to the name's owners if these are known."""
     if values.config is not None and values.url is not None:
         problem = "--config cannot be combined with --url; keep one"
         raise UsageError(problem)

@@ -187,7 +187,10 @@ class _Buffer(StreamBuffer):
     """Unsent data of one stream; Hypercorn's wakes the app even without progress."""
 
     async def pop(self, max_length: int) -> bytes:
-        """Return up to this many bytes; none, without waking the app, without a window."""
+        """Return up to this many bytes, within the client's window.
+
+        Without a window it returns none, and the app still waits.
+        """
         if max_length <= 0 and self.buffer:
             await trio.lowlevel.checkpoint()
             return b""

@@ -1,4 +1,4 @@
-"""Copying of lines between a client's stdio and a gateway, replaced after a crash.
+"""Copying of lines between a client's stdio and a gateway that may be replaced.
 
 Whole lines are copied, so that a dying gateway leaves no partial line; a line that is too long to buffer is streamed,
 and skipped to its end if the gateway dies in the middle. Each direction buffers at most one read; its source is not

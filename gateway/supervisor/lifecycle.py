@@ -127,7 +127,10 @@ class EraPreference:
         self.other, self._is_bridging, self._is_changing, self._is_open = other, has_failed, False, True
 
     def change(self, era: Era) -> None:
-        """Note a change to this era; after a failure none follows for `ERA_LINGER`."""
+        """Note that the session ends so that the next one has this era.
+
+        If that fails, the change is not tried again for `ERA_LINGER`.
+        """
         self.preferred = era
         self._changed_at, self._is_changing = self._used_at[era], True
         self.closed()
@@ -207,7 +210,10 @@ class SupervisorEvents(Protocol[S_contra]):
     """
 
     def backend_changed(self, supervisor: S_contra, feature: str | None = None) -> None:
-        """Note a change of a backend's state or lists; it has announced a `feature`'s."""
+        """Note a change of a backend's state or lists.
+
+        `feature`: the backend has announced a change of these lists.
+        """
 
     def resource_updated(
         self, supervisor: S_contra, uri: str, params: dict[str, msgspec.Raw], key: str | None = None

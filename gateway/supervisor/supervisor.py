@@ -397,7 +397,7 @@ class Supervisor:
         return delay
 
     async def _wait_backoff(self, delay: float | None) -> None:
-        """Wait before the next start: for the backoff, or, failed or idle, a caller."""
+        """Wait before the next start: for the backoff, or for a caller."""
         if self._stopping.is_set():
             return
         if delay is None:  # failed or idle

@@ -297,7 +297,7 @@ class Conversation:
                 self._server_requests.vendor(method, params, pending)
 
     def feed_overlong(self, line: OversizedLine, limit: int) -> None:
-        """Handle a message above the limit: fail its call, or without a readable id all."""
+        """Handle a message above the limit: fail its call, or all without an id."""
         request_id = jsonrpc.recover_id(line.head)
         if request_id is None:
             request_id = jsonrpc.recover_id(line.tail)
