@@ -1,12 +1,12 @@
 # Sourced by the commands of bin/: `prepare run|dev` leaves a working .venv in $root, and $python names its interpreter.
-# When nothing is to do this starts one process, `cmp` (two for `dev`); all else is left to bootstrap.py.
+# If .venv is up to date this starts one process, `cmp` (two for `dev`); the rest is left to bootstrap.py.
 # shellcheck shell=sh
 
 python=$root/.venv/bin/python
 locked=$root/.venv/.locked
 
-# A copy of the lock is stored last, so its presence says that the install was finished, and its age that nobody
-# has installed or removed a package since.
+# A copy of the lock is stored last, so its presence shows that the install was finished, and its age that no package
+# has been installed or removed since.
 holds() {
     [ -x "$python" ] && cmp -s "$1" "$locked/${1##*/}" || return 1
     for site in "$root"/.venv/lib/python3*/site-packages; do
