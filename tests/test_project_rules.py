@@ -1,4 +1,4 @@
-"""Project rules over gateway/ (one over tests/) beyond the linters, checked on the syntax tree.
+"""Project rules beyond the linters, checked on the syntax trees of gateway/ and others.
 
 A waiver is a comment `# house: REASON` on the first line of what it excuses (not for size: a ceiling is a ceiling).
 `MAX_WAIVERS` may only fall. Each rule is tried on snippets that break it and on snippets that keep it.
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 MAX_WAIVERS = 0
 MAX_MODULE_LINES = 500
 MAX_FUNCTION_LINES = 60  # the ceiling; 40 is the wish
+MAX_SUMMARY_WORDS = 15  # of a docstring's first line, which must be understood without the code
 MIN_REASON = 10  # characters; a shorter one explains nothing
 WAIVER = "# house:"
 
@@ -336,6 +337,21 @@ def test_no_test_imports_another_test() -> None:
     imported = {path: imported_tests(ast.parse(path.read_text(encoding="utf-8"))) for path in modules}
     assert modules
     assert {str(path.relative_to(ROOT)): names for path, names in imported.items() if names} == {}
+
+
+def long_summaries(text: str) -> list[str]:
+    """Return the first lines of docstrings that exceed `MAX_SUMMARY_WORDS`."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS))]
+    summaries = [(ast.get_docstring(node) or "").partition("\n")[0] for node in nodes]
+    return [summary for summary in summaries if len(summary.split()) > MAX_SUMMARY_WORDS]
+
+
+def test_the_first_line_of_a_docstring_is_short() -> None:
+    words = " ".join(["word"] * MAX_SUMMARY_WORDS)
+    assert long_summaries(f'"""{words}\n\nmore {words}"""\nclass A:\n    """{words} more"""') == [f"{words} more"]
+    paths = [path for folder in ("gateway", "benchmarks", "bin", "tests") for path in (ROOT / folder).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)): long_summaries(path.read_text(encoding="utf-8")) for path in paths}
+    assert {path: summaries for path, summaries in found.items() if summaries} == {}
 
 
 def unknown_constants(texts: dict[str, str]) -> dict[str, set[str]]:
