@@ -5,9 +5,9 @@ time from exec to the answer, next to a Python that does nothing and to the back
 that start together; time from exec of the gateway until `GET /health` (polled every 20 ms) reports all ready, over time
 from exec of `direct.py` until a trio program with as many tasks has started and initialized the same 100 (and, as a
 second figure, listed their tools). Third: `connect` before one echo backend with a known catalog: time from exec of the
-relay to the answered `initialize`, with the gateway running and with none, over a Python that does nothing; and the p50
-of a call through it over one through `socat - UNIX-CONNECT:` to the same socket, if socat is installed. Rounds are
-interleaved. Unit: seconds.
+relay to the answered `initialize`, with the gateway running and with none, over a Python that does nothing, and with
+none to the answered `tools/list`; and the p50 of a call through it over one through `socat - UNIX-CONNECT:` to the same
+socket, if socat is installed. Rounds are interleaved. Unit: seconds.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from benchmarks.pipes import Pipes
 from benchmarks.processes import ROOT, backend, config_file, config_of, gateway_command, serving_gateway
 from benchmarks.table import Claim, Figure, ratios, render
 from benchmarks.wire import encode, initialize_params, make_message
+
+LIST = encode(make_message("tools/list", {}, "legacy", 2))
 
 
 def add_arguments(parser):
@@ -52,7 +54,9 @@ def run(options):
         relays = Relays(path, folder)
         for _ in range(starts):
             times.setdefault("python -I -c pass", []).append(time_nothing("-I"))
-            times.setdefault("connect: no gateway", []).append(relays.time_cold())
+            answered, listed = relays.time_cold()
+            times.setdefault("connect: no gateway", []).append(answered)
+            times.setdefault("connect: no gateway, listed", []).append(listed)
             times.setdefault("connect: gateway runs", []).append(relays.time_warm())
         memory, calls = relays.measure_calls(starts, options.relayed_calls)
     count = len(commands)
@@ -82,13 +86,14 @@ class Relays:
             "MCP_GATEWAY_STATE_DIR": str(self.state),
             "PYTHONPATH": str(ROOT),
         }
-        self.time_cold()  # the catalog is known from then on
+        for _ in range(2):  # the catalog is known from then on, and the answer to `initialize` that it gives
+            self.time_cold()
 
     def socket(self):
         return next(self.runtime.glob("*/*.sock"), None)
 
     def time_cold(self):
-        took = time_initialize([*self.command, "0"], env=self.env)
+        took = time_listing([*self.command, "0"], self.env)
         deadline = time.monotonic() + 30
         while any(self.state.glob("control-*.sock")):  # until the gateway has exited, and its children
             if time.monotonic() > deadline:
@@ -102,6 +107,7 @@ class Relays:
             pipes.send(hello)
             pipes.lines()
         pipes.open("legacy")
+        pipes.ask(LIST, 2)  # until the gateway runs
         return pipes
 
     def time_warm(self):
@@ -160,6 +166,11 @@ def make_relay_claims(times, memory, calls):
             "ratio",
             most=8,
         ),
+        Claim(
+            "connect, no gateway: tools/list over python",
+            ratios(times["connect: no gateway, listed"], nothing),
+            "ratio",
+        ),
         Claim("memory of a relay", Figure.of([memory]), "MiB", most=12),
     ]
     if "call through socat" in calls:
@@ -178,6 +189,22 @@ def time_initialize(command, env=None):
         if b'"serverInfo"' not in line:
             raise WrongAnswer(f"initialize got {line[:300]!r}")
         return took
+    finally:
+        pipes.close()
+
+
+def time_listing(command, env):
+    """Measure from exec to the answered `initialize`, and to the answered `tools/list`."""
+    begin = time.perf_counter()
+    pipes = Pipes(command, env=env)
+    try:
+        pipes.open("legacy")
+        answered = time.perf_counter() - begin
+        line = pipes.ask(LIST, 2)
+        listed = time.perf_counter() - begin
+        if b'"echo.echo"' not in line:
+            raise WrongAnswer(f"tools/list got {line[:300]!r}")
+        return answered, listed
     finally:
         pipes.close()
 

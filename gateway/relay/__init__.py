@@ -1,8 +1,8 @@
 """`mcp-gateway connect`: relay of one client's stdio to the shared gateway of a config.
 
 Each desktop client starts a relay, so it imports only light parts of the standard library and nothing else of this
-package: `places` finds the gateway's socket, `starting` starts a gateway if none runs, `record` keeps the state to
-continue a session after a crash, `copying` copies.
+package: `places` finds the gateway's socket, `starting` starts a gateway if none runs, `greetings` answers `initialize`
+meanwhile, `record` keeps the state to continue a session after a crash, `copying` copies.
 
 The relay copies bytes. Passing the client's pipes to the gateway (SCM_RIGHTS) would cost nothing per call, but then
 only the gateway would know what it has read: a request read just before a crash would be lost, and its client would

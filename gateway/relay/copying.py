@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.relay.greetings import Greetings
+
 READ_BYTES = 65_536
 HOLD_BYTES = 65_536
 """Buffered bytes of an incomplete line."""
@@ -28,6 +30,8 @@ HOLD_WHOLE_BYTES = 64 * 1024 * 1024
 MAX_RESTARTS = 5
 """Gateways that may die within `RESTART_INTERVAL` before the relay fails."""
 RESTART_INTERVAL = 60.0
+FIRST_LINE_TIMEOUT = 30.0
+"""Seconds for a client's first line while the gateway starts; later it is not answered early."""
 FLUSH_TIMEOUT = 5.0
 """Seconds for the client to read the last responses."""
 GONE = select.POLLERR | select.POLLHUP | select.POLLNVAL
@@ -90,11 +94,19 @@ class Direction:
 class Relay:
     """One client's relay.
 
-    `connect` returns a connection to the gateway; its argument is the highest id of a gateway's request to this client.
+    `connect` returns a connection to the gateway. Its arguments are the highest id of a gateway's request to this
+    client, and a function to call while the gateway starts. `greetings` has the answer for that time.
     """
 
-    def __init__(self, connect: Callable[[int], socket.socket], stdin: int = 0, stdout: int = 1) -> None:
+    def __init__(
+        self,
+        connect: Callable[[int, Callable[[socket.socket], None] | None], socket.socket],
+        greetings: Greetings,
+        stdin: int = 0,
+        stdout: int = 1,
+    ) -> None:
         self._connect = connect
+        self._greetings = greetings
         self._stdin, self._stdout = stdin, stdout
         self._record = SessionRecord()
         self._from_client = Direction(self._note_request)
@@ -117,7 +129,7 @@ class Relay:
             os.set_blocking(self._stdout, False)
         try:
             try:
-                sock = self._connect(0)
+                sock = self._connect(0, self._answer_early)
                 while True:
                     with sock:
                         self._copy(sock)
@@ -133,6 +145,33 @@ class Relay:
                     self._write()
         except BrokenPipeError:
             pass  # the client has closed its read end
+
+    def _answer_early(self, sock: socket.socket) -> None:
+        """Answer the client's `initialize` as the last gateway did, unless this one is ready first."""
+        poll, data = select.poll(), b""
+        poll.register(self._stdin, select.POLLIN)
+        poll.register(sock, select.POLLIN)
+        while b"\n" not in data and len(data) < HOLD_BYTES:
+            ready = poll.poll(FIRST_LINE_TIMEOUT * 1000)
+            if not ready or any(fd != self._stdin for fd, _ in ready):
+                break
+            try:
+                part = os.read(self._stdin, READ_BYTES)
+            except OSError:
+                break
+            data += part
+            if not part:
+                break
+        line, newline, rest = data.partition(b"\n")
+        copied = self._from_client.feed(line + newline)
+        answer = self._greetings.answer(line) if newline else None
+        if answer is not None:
+            self._record.note_answer(answer)
+            self._to_client = answer
+            self._write()
+            copied = self._record.replay()
+            self._from_gateway.hold_all = True
+        self._to_gateway = copied + self._from_client.feed(rest)
 
     def _copy(self, sock: socket.socket) -> None:
         """Copy until the gateway closes."""
@@ -216,7 +255,7 @@ class Relay:
             text = f"the gateway has ended {len(self._restarts)} times within {RESTART_INTERVAL:g} s"
             raise RelayError(text)
         warn("the gateway has ended; connecting to another one")
-        sock = self._connect(self._record.last_asked)
+        sock = self._connect(self._record.last_asked, None)
         self._to_gateway = self._record.replay()
         self._from_gateway.hold_all = self._record.is_replaying
         return sock
@@ -232,4 +271,6 @@ class Relay:
 
     def _note_answer(self, line: bytes, cut: bool) -> bytes:
         noted = self._record.note_answer(line)
+        if not cut and self._greetings.confirms(line):
+            return b""
         return line + b"\n" if noted is line or cut else noted

@@ -6,6 +6,7 @@ import os
 import sys
 
 from gateway.relay.copying import Relay
+from gateway.relay.greetings import Greetings
 from gateway.relay.places import Place, RelayError, check_lineage, warn
 from gateway.relay.starting import open_gateway
 
@@ -77,7 +78,10 @@ def run(
         place = Place(config, os.environ, version, state)
         check_lineage(place, os.environ)
         hello = {"view": view, "linger": linger, "separator": separator, "max_name_length": max_name_length}
-        Relay(lambda last: open_gateway(place, {**hello, "last_asked": last}, os.environ)).run()
+        Relay(
+            lambda last, meanwhile: open_gateway(place, {**hello, "last_asked": last}, os.environ, meanwhile),
+            Greetings(place, hello),
+        ).run()
     except RelayError as exc:
         warn(f"error: {exc}")
         return 1

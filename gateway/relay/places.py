@@ -44,10 +44,12 @@ class Place:
                 text = f"{config} is not a regular file, which several clients could read"
                 raise RelayError(text)
             with open(self.config, "rb") as file:
-                names = [name.decode() for name in dict.fromkeys(_VARIABLES.findall(file.read(MAX_CONFIG_BYTES)))]
+                data = file.read(MAX_CONFIG_BYTES)
         except OSError as exc:
             text = f"{config}: {(exc.strerror or str(exc)).lower()}; check the path"
             raise RelayError(text) from None
+        names = [name.decode() for name in dict.fromkeys(_VARIABLES.findall(data))]
+        self.config_digest = blake2b(data, digest_size=16).hexdigest()
         self.variables = {name: environ[name] for name in sorted(names) if name in environ}
         """The set variables among those that the config uses."""
         parts = [version, str(os.getuid()), self.config, self.state]
@@ -63,6 +65,11 @@ class Place:
     def lock(self) -> str:
         """The lock file of the relay that starts the gateway."""
         return self.socket.removesuffix("sock") + "lock"
+
+    @property
+    def greetings(self) -> str:
+        """The file of the last answers to `initialize`."""
+        return self.socket.removesuffix("sock") + "json"
 
     @property
     def log(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -18,12 +19,14 @@ from gateway.relay.places import GATEWAYS_VARIABLE, STATE_VARIABLE, RelayError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from gateway.relay.places import Place
 
 START_TIMEOUT = 60.0
 """Seconds for a gateway to start and accept, including imports and reading its config."""
+PROMPT_TIMEOUT = 0.05
+"""Seconds in which a gateway that runs answers; one that takes longer is still starting, or busy."""
 LOCK_TIMEOUT = 30.0
 """Seconds to wait for another relay that is starting a gateway, which takes some milliseconds."""
 LOCK_INTERVAL = 0.01
@@ -49,8 +52,19 @@ INHERITED = (
 that select this interpreter and the state directory."""
 
 
-def open_gateway(place: Place, hello: Mapping[str, object], environ: Mapping[str, str]) -> socket.socket:
+def open_gateway(
+    place: Place,
+    hello: Mapping[str, object],
+    environ: Mapping[str, str],
+    meanwhile: Callable[[socket.socket], None] | None = None,
+) -> socket.socket:
     """Connect to the gateway, starting it if necessary, and send this client's introduction.
+
+    Args:
+        place: the gateway's config and files.
+        hello: the introduction.
+        environ: the environment of this client.
+        meanwhile: called at most once, with the connection to a gateway that is still starting.
 
     Raises:
         RelayError: it cannot be started or reached, or refuses this client.
@@ -58,9 +72,10 @@ def open_gateway(place: Place, hello: Mapping[str, object], environ: Mapping[str
     line = json.dumps(hello).encode() + b"\n"
     logged = _size(place.log)
     for _ in range(ATTEMPTS):
-        sock = _connect(place) or _start(place, environ)
+        running = _connect(place)
+        sock = running or _start(place, environ)
         try:
-            greeting = _greet(sock, line)
+            greeting = _greet(sock, line, 0.0 if running is None else PROMPT_TIMEOUT, meanwhile)
         except BaseException:
             sock.close()
             raise
@@ -71,6 +86,7 @@ def open_gateway(place: Place, hello: Mapping[str, object], environ: Mapping[str
             sock.setblocking(False)
             return sock
         sock.close()  # it was about to stop, or failed to start
+        meanwhile = None
     said = b""
     try:
         with open(place.log, "rb") as file:
@@ -203,11 +219,17 @@ def _become(command: list[str], env: dict[str, str], listener: int, log: int, fo
         os.write(2, f"{command[0]}: {exc}\n".encode(errors="backslashreplace"))
 
 
-def _greet(sock: socket.socket, hello: bytes) -> dict[str, object] | None:
+def _greet(
+    sock: socket.socket, hello: bytes, prompt: float, meanwhile: Callable[[socket.socket], None] | None
+) -> dict[str, object] | None:
     """Send this client's introduction; return the response, None if the gateway ends instead."""
     reply = b""
     try:
         sock.sendall(hello)
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        if meanwhile is not None and not poll.poll(prompt * 1000):
+            meanwhile(sock)
         while not reply.endswith(b"\n") and len(reply) < MAX_GREETING:
             part = sock.recv(MAX_GREETING)
             if not part:

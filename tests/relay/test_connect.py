@@ -274,6 +274,85 @@ async def reached(callers, more):
     await until(lambda: all(caller.answered >= number for caller, number in zip(callers, wanted, strict=True)))
 
 
+# -- while the gateway starts ------------------------------------------------------------------------------------------
+
+
+def hold_starts(machine):
+    """Write a config whose gateways start only while the returned file exists."""
+    script, go = machine.folder / "hold", machine.folder / "go"
+    script.write_text("#!/bin/sh\nuntil [ -e go ]; do sleep 0.02; done; cat go", encoding="utf-8")
+    script.chmod(0o755)
+    go.write_text("value", encoding="utf-8")
+    rich = machine.peer(peer("rich_server.py"))
+    machine.write({
+        "rich": rich | {"env": rich["env"] | {"HOLD": "${cmd:./hold}"}},
+        "echo": machine.peer(echo_backend()),
+    })
+    return go
+
+
+async def learn(machine):
+    """Run a gateway until its catalog is known, and another whose answer is complete."""
+    for _ in range(2):
+        async with machine.open_client() as client:
+            await client.stdio.initialize()
+            for tool in ("rich.echo", "echo.echo"):
+                assert await say(client, "x", tool) == "x"
+        await machine.nothing_left()
+
+
+async def test_initialize_is_answered_before_the_gateway_runs():
+    async with open_machine() as machine:
+        go = hold_starts(machine)
+        await learn(machine)
+        go.unlink()
+        async with machine.open_client() as client, machine.open_client() as other:
+            clients = client, other
+            for each in clients:
+                assert (await each.stdio.initialize())["instructions"] == "# rich\n\nHow to use rich."
+            ask = {"name": "rich.echo", "arguments": {"text": "x"}}
+            calls = [await each.stdio.start("tools/call", ask) for each in clients]
+            assert not machine.gateways()
+            go.write_text("value", encoding="utf-8")
+            for each, call in zip(clients, calls, strict=True):
+                assert text_of(await each.stdio.response(call, within=60)) == "x"
+        await machine.nothing_left()
+
+
+async def test_a_changed_answer_is_announced_and_kept():
+    async with open_machine() as machine:
+        hold_starts(machine)
+        await learn(machine)
+        async with machine.open_client() as client:
+            await client.stdio.initialize()
+            assert await say(client, "one") == "one"
+            command = [sys.executable, "-P", "-m", "gateway", "disable", "rich"]
+            await trio.run_process(command, env=os.environ | machine.env, capture_stdout=True)
+        await machine.nothing_left()
+        async with machine.open_client() as client:
+            assert "instructions" in await client.stdio.initialize()
+            await client.stdio.notification("notifications/tools/list_changed", within=60)
+            assert await say(client, "two") == "two"
+        await machine.nothing_left()
+        async with machine.open_client() as client:
+            assert "instructions" not in await client.stdio.initialize()
+            assert await say(client, "three") == "three"
+
+
+async def test_a_gateway_that_fails_after_an_early_answer_is_reported():
+    async with open_machine() as machine:
+        go = hold_starts(machine)
+        await learn(machine)
+        go.unlink()
+        go.mkdir()  # so that `cat` fails
+        async with machine.open_client() as client:
+            await client.stdio.initialize()
+            with trio.fail_after(60):
+                assert await client.process.wait() == 1
+            await client.wait_stderr_end()
+            assert "failed with exit status" in client.stderr_text
+
+
 # -- identity ----------------------------------------------------------------------------------------------------------
 
 
