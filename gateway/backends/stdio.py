@@ -19,7 +19,7 @@ import trio
 from gateway.backends.session import handshake, lists
 from gateway.backends.session.conversation import Conversation
 from gateway.backends.session.session_state import SessionReconciler
-from gateway.backends.stderr import SHOWN, StderrLog, StrayLines, informative
+from gateway.backends.stderr import SHOWN, StderrLog, StrayLines
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import BufferedWriter, LineSplitter, OversizedLine, read_some
 from gateway.processes.child import Child, ChildCommand, open_child
@@ -268,6 +268,8 @@ class StdioSession:
             parts.append(self._stray.describe())
             if unfinished := self._splitter.peek(SHOWN).decode(errors="replace").strip():
                 parts.append(f"its stdout ends with an unfinished line: {unfinished!r}")
+        from gateway.backends.causes import informative
+
         if summary := informative(self._stderr.tail):
             parts.append(f"stderr: {summary}")
         return "; ".join(part for part in parts if part)

@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, memory_stream_one_way_pair
 
+from gateway.backends.causes import informative
 from gateway.backends.stderr import (
     HELD_LINES,
     HOLD_TIME,
@@ -20,7 +21,6 @@ from gateway.backends.stderr import (
     SHOWN,
     StderrLog,
     StrayLines,
-    informative,
     shown,
 )
 from gateway.jsonrpc import EDGE_BYTES
