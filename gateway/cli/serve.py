@@ -62,7 +62,7 @@ def run(values: Values) -> int:
     """Serve until a signal or EOF on stdin; return 1 if calls were cut off."""
     gc.disable()  # nothing that is imported is garbage: a twentieth of the time of a start
     from gateway import app
-    from gateway.frontends.relays import open_listener
+    from gateway.frontends.relays import find_log, open_listener
     from gateway.reload.source import ConfigSource
     from gateway.runtime import Lineage
     from gateway.store import Store
@@ -115,7 +115,7 @@ def run(values: Values) -> int:
     _check_exposure(options, config)
     if not options.is_local:
         options = msgspec.structs.replace(options, admin=_admin_access(values, store, options.binding.admin_host))
-    with open_logging(values.log_level, values.log_format or config.gateway.log_format):
+    with open_logging(values.log_level, values.log_format or config.gateway.log_format, file=find_log(options.relays)):
         clean = app.run(config, options, lambda url: print_error(f"listening on {url}"))
     return 0 if clean else 1
 

@@ -72,6 +72,17 @@ def open_listener() -> socket.socket:
     raise ConfigError([f"{text}; `mcp-gateway connect FILE` starts a gateway with one"])
 
 
+def find_log(listener: socket.socket | None) -> str | None:
+    """Return the path of the log beside a socket, None if stderr is not that file."""
+    if listener is None:
+        return None
+    path = Path(listener.getsockname()).with_suffix(".log")
+    with contextlib.suppress(OSError):
+        if os.path.samestat(path.stat(), os.fstat(2)):
+            return str(path)
+    return None
+
+
 class RelayFrontend:
     """The frontend for the clients that relays connect.
 

@@ -88,9 +88,12 @@ def open_gateway(
         sock.close()  # it was about to stop, or failed to start
         meanwhile = None
     said = b""
+    size = _size(place.log)
+    if size < logged:  # it has been renamed since
+        logged = 0
     try:
         with open(place.log, "rb") as file:
-            file.seek(max(logged, _size(place.log) - SHOWN_LOG_BYTES))
+            file.seek(max(logged, size - SHOWN_LOG_BYTES))
             said = file.read(SHOWN_LOG_BYTES)
     except OSError:
         pass

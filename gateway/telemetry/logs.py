@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway.telemetry.formats import Console, JsonLines
@@ -29,6 +30,8 @@ BATCH_LINES: Final = 100
 """Lines in one write."""
 FLUSH_TIMEOUT: Final = 0.5
 """Seconds that the exit waits for a stalled reader of stderr."""
+MAX_FILE_BYTES: Final = 1024 * 1024
+"""Size at which a log file is renamed to `.old`: some ten thousand lines, twice."""
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -40,11 +43,13 @@ def now_iso() -> str:
 class _StderrWriter(logging.Handler):
     """Formats records in the calling thread, and writes them in its own."""
 
-    def __init__(self, fd: int, max_queued: int, flush_timeout: float) -> None:
+    def __init__(self, fd: int, max_queued: int, flush_timeout: float, file: str | None, max_bytes: int) -> None:
         super().__init__()
         self.dropped = 0
         """Total number of dropped lines."""
         self._fd = fd
+        self._file = file
+        self._max_bytes = max_bytes
         self._flush_timeout = flush_timeout
         self._lines: deque[bytes] = deque(maxlen=max_queued)
         self._dropped = 0
@@ -79,6 +84,8 @@ class _StderrWriter(logging.Handler):
                     self._dropped = 0
                 while self._lines and len(lines) < BATCH_LINES:
                     lines.append(self._lines.popleft())
+                if self._file is not None:
+                    self._rotate(self._file)
                 batch = b"".join(lines)
                 while batch:
                     try:
@@ -87,6 +94,26 @@ class _StderrWriter(logging.Handler):
                         select.select([], [self._fd], [], self._flush_timeout)
                     except OSError:
                         return  # stderr has no reader, which must not cause a failure
+
+    def _rotate(self, file: str) -> None:
+        """Rename the file if it is too large, and continue in another one.
+
+        So do stdout and stderr: tracebacks of the interpreter go there too, since it writes to the same descriptor.
+        """
+        try:
+            if os.fstat(self._fd).st_size < self._max_bytes:
+                return
+            try:
+                Path(file).replace(f"{file}.old")
+                other = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except OSError:
+                os.ftruncate(self._fd, 0)  # the bound holds even so
+                return
+            for fd in (1, self._fd):
+                os.dup2(other, fd)
+            os.close(other)
+        except OSError:
+            pass  # not a file
 
     def close(self) -> None:
         """Write the queued lines, for at most the flush timeout."""
@@ -104,10 +131,25 @@ def dropped_lines() -> int:
 
 @contextmanager
 def open_logging(
-    level: str, form: Format = "console", *, max_queued: int = MAX_QUEUED, flush_timeout: float = FLUSH_TIMEOUT
+    level: str,
+    form: Format = "console",
+    *,
+    max_queued: int = MAX_QUEUED,
+    flush_timeout: float = FLUSH_TIMEOUT,
+    file: str | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Generator[None]:
-    """Send the gateway's logs to stderr while the context is open, in this format."""
-    handler = _StderrWriter(sys.stderr.fileno(), max_queued, flush_timeout)
+    """Send the gateway's logs to stderr while the context is open.
+
+    Args:
+        level: the lowest level that is logged.
+        form: the format of the lines.
+        max_queued: lines that may wait to be written.
+        flush_timeout: seconds that leaving the context waits for a stalled reader.
+        file: the path of the file that stdout and stderr are; at `max_file_bytes` it is renamed to `.old`.
+        max_file_bytes: size of that file, exceeded by at most one write.
+    """
+    handler = _StderrWriter(sys.stderr.fileno(), max_queued, flush_timeout, file, max_file_bytes)
     handler.setFormatter(JsonLines() if form == "json" else Console())
     root = logging.getLogger()
     before = root.level

@@ -14,6 +14,7 @@ from contextlib import suppress
 import pytest
 import trio
 
+from gateway.telemetry.logs import MAX_FILE_BYTES
 from tests.relay.machine import environment_of, open_machine, peak_memory, until
 from tests.support.gateway_process import (
     MODERN,
@@ -272,6 +273,38 @@ async def reached(callers, more):
     """Wait until each has got so many more answers."""
     wanted = [caller.answered + more for caller in callers]
     await until(lambda: all(caller.answered >= number for caller, number in zip(callers, wanted, strict=True)))
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_log_of_a_running_gateway_is_bounded():
+    async with open_machine() as machine:
+        machine.write({"echo": machine.peer(echo_backend())})
+        async with machine.open_client() as client:
+            await client.stdio.initialize()
+            log = machine.sockets()[0].with_suffix(".log")
+            with log.open("a", encoding="utf-8") as file:
+                file.write("x" * MAX_FILE_BYTES)
+            os.kill(await machine.gateway(), signal.SIGHUP)  # it logs that it has read its config
+            await until(log.with_name(f"{log.name}.old").exists)
+            await until(lambda: 0 < log.stat().st_size < 10_000)
+        await machine.nothing_left()
+
+
+async def test_a_failed_start_is_shown_though_the_log_was_large():
+    async with open_machine() as machine:
+        machine.write({"echo": machine.peer(echo_backend())})
+        async with machine.open_client() as client:
+            await client.stdio.initialize()
+            log = machine.sockets()[0].with_suffix(".log")
+        await machine.nothing_left()
+        log.write_text("x" * (MAX_FILE_BYTES + 1), encoding="utf-8")
+        machine.config.write_text("{", encoding="utf-8")
+        async with machine.open_client() as client:
+            await client.wait_stderr_end()
+            assert "line 1" in client.stderr_text
+            assert "xxx" not in client.stderr_text
 
 
 # -- while the gateway starts ------------------------------------------------------------------------------------------
