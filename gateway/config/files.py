@@ -6,11 +6,9 @@ values are secrets: no line shows them, and `Scope.secrets` records them for mas
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import select
-import signal
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -19,10 +17,11 @@ from gateway.config.findings import shown
 from gateway.config.transport import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from gateway.config.findings import Entry, Scope
+    from gateway.config.commands import CommandFailed
+    from gateway.config.findings import Entry, FileSource, Scope
 
 MAX_FILE_BYTES = 64 * 1024
 """Keys, tokens and lists of variables are far smaller; a larger file is certainly the wrong one."""
@@ -30,10 +29,6 @@ PIPE_TIMEOUT = 5.0
 """Seconds for the writer of a named pipe to write and close it; bounds the start."""
 FAILURE_KEPT = 60.0
 """Seconds before waiting again for a pipe whose writer failed to write."""
-COMMAND_TIMEOUT = 30.0
-"""Seconds for a command of `${cmd:...}`: a password manager may have to ask its user."""
-EXIT_INTERVAL = 0.01
-"""Seconds between two checks whether a command with closed stdout has exited."""
 READ_BYTES = 65_536
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
@@ -126,7 +121,7 @@ class FileReader:
         self._environ = environ
         self._pipes: dict[Path, bytes] = {}
         self._failed: dict[Path, tuple[float, str]] = {}
-        self._printed: dict[str, str | UnreadableFile] = {}
+        self._printed: dict[str, str | CommandFailed] = {}
 
     def __call__(self, name: str) -> str:
         """Return the text without one newline at its end. Raises UnreadableFile."""
@@ -153,93 +148,59 @@ class FileReader:
         if len(data) > MAX_FILE_BYTES:
             raise UnreadableFile(f"the file {shown(name)} is larger than {MAX_FILE_BYTES // 1024} KiB")
         try:
-            return _without_newline(data.decode("utf-8-sig"))
+            text = data.decode("utf-8-sig")
+            return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
         except UnicodeDecodeError:
             raise UnreadableFile(f"the file {shown(name)} is not UTF-8 text") from None
 
-    def run(self, command: str, *, timeout: float = COMMAND_TIMEOUT) -> str:
-        """Return a command's output without a final newline; no shell is used. Raises UnreadableFile."""
-        found = self._printed.get(command)
-        if found is None:
-            try:
-                found = _without_newline(_run(command, self._base, self._environ, timeout))
-            except UnreadableFile as exc:
-                found = exc
-            self._printed[command] = found
-        if isinstance(found, UnreadableFile):
-            raise found
+    def run(self, command: str) -> str:
+        """Return a command's output. Raises ValueError."""
+        self.run_all([command])
+        found = self._printed[command]
+        if isinstance(found, ValueError):
+            raise found.with_traceback(None)
         return found
+
+    def run_all(self, commands: Iterable[str]) -> None:
+        """Run those of these commands that have not been run yet, concurrently."""
+        fresh = [command for command in commands if command not in self._printed]
+        if fresh:
+            from gateway.config.commands import run_commands
+
+            self._printed |= run_commands(fresh, self._base, self._environ)
+
+    def run_ahead(self, text: object, read: Callable[[FileSource], object]) -> None:
+        """Run all commands that `read` asks for, concurrently.
+
+        Afterwards they are in the cache. `text` is what it reads; it is not called if that names no command. Its result
+        and findings do not count.
+        """
+        if "${cmd:" in str(text):
+            collector = CommandCollector(self)
+            read(collector)
+            self.run_all(collector.commands)
 
     def forget(self) -> None:
         """Forget the cached output of commands."""
         self._printed.clear()
 
 
-def _without_newline(text: str) -> str:
-    return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
+class CommandCollector:
+    """A source of files that records commands instead of running them."""
 
+    def __init__(self, files: FileSource) -> None:
+        self._files = files
+        self.commands: dict[str, None] = {}
+        """The commands that were asked for, in that order."""
 
-def _run(command: str, folder: Path, environ: Mapping[str, str], timeout: float) -> str:
-    """Run a command in its own process group, without stdin and with stderr discarded."""
-    import shlex
+    def __call__(self, name: str) -> str:
+        """Return the text of a file. Raises UnreadableFile."""
+        return self._files(name)
 
-    try:
-        words = shlex.split(command)
-    except ValueError as exc:
-        raise UnreadableFile(f"the command {shown(command)} has {str(exc).lower()}") from None
-    subject = f"the command {shown(words[0] if words else '')}"
-    if not words or not hasattr(os, "posix_spawnp"):
-        raise UnreadableFile(f"{subject} cannot be run here" if words else "'cmd:' names no command")
-    program = str(folder / words[0]) if "/" in words[0] else words[0]
-    read, write = os.pipe()
-    actions = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_DUP2, write, 1),
-        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-    ]
-    try:
-        try:
-            pid = os.posix_spawnp(program, words, environ, file_actions=actions, setpgroup=0)
-        finally:
-            os.close(write)
-        return _output(subject, pid, read, time.monotonic() + timeout, timeout)
-    except OSError as exc:
-        raise UnreadableFile(f"{subject} cannot be run: {(exc.strerror or str(exc)).lower()}") from None
-    finally:
-        os.close(read)
-
-
-def _output(subject: str, pid: int, stdout: int, deadline: float, timeout: float) -> str:
-    """Return a process's output; kill it if it takes or prints too much."""
-    status: int | None = None
-    try:
-        os.set_blocking(stdout, False)
-        data = _read_pipe(stdout, MAX_FILE_BYTES, timeout)
-        if len(data) > MAX_FILE_BYTES:
-            raise UnreadableFile(f"{subject} prints more than {MAX_FILE_BYTES // 1024} KiB")
-        while status is None and time.monotonic() < deadline:
-            ended, found = os.waitpid(pid, os.WNOHANG)
-            status = found if ended else None
-            if status is None:
-                time.sleep(EXIT_INTERVAL)
-    except SpecialFile:
-        raise UnreadableFile(f"{subject} has not ended within {timeout:g} s") from None
-    except ChildProcessError:
-        status = 0
-        raise UnreadableFile(f"{subject} was reaped by other code") from None
-    finally:
-        if status is None:
-            with contextlib.suppress(OSError):
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-    if status is None:
-        raise UnreadableFile(f"{subject} has not ended within {timeout:g} s")
-    if (code := os.waitstatus_to_exitcode(status)) != 0:
-        raise UnreadableFile(f"{subject} failed with exit status {code}; run it yourself to see why")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise UnreadableFile(f"{subject} prints text that is not UTF-8") from None
+    def run(self, command: str) -> str:
+        """Record a command."""
+        self.commands[command] = None
+        return ""
 
 
 def read_env_file(scope: Scope, entry: Entry) -> dict[str, str]:

@@ -100,7 +100,7 @@ class Findings(Struct):
 class Scope(Struct):
     """The context of a reader: the owner of the fields, the variables, and the findings.
 
-    `lenient` is set for a disabled server: unset variables are then only warnings.
+    `lenient` is set for a disabled server: unset variables are then only warnings, and no command runs.
     """
 
     findings: Findings
@@ -108,6 +108,8 @@ class Scope(Struct):
     environ: Mapping[str, str]
     home: str | None = None
     lenient: bool = False
+    unresolved: int = 0
+    """The number of strings of a disabled server that stay as they are written."""
     files: FileSource | None = None
     """Reads the small files that a config names; see `gateway.config.files`."""
     secrets: dict[str, str] = field(default_factory=dict[str, str])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from gateway.config.access import AccessSettings, read_access
 from gateway.config.files import FileReader, SpecialFile, read_at_most
 from gateway.config.findings import Findings, Scope, did_you_mean, edit_distance, is_list, is_object, kind, shown
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from gateway.config.findings import FileSource
 
 # A config of a thousand servers is 0.3 MB; a larger file is certainly the wrong one.
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
@@ -37,7 +40,7 @@ def parse_config(
     environ: Mapping[str, str],
     source: str = "config",
     home: str | None = None,
-    files: FileReader | None = None,
+    files: FileSource | None = None,
 ) -> Config:
     """Parse a config: MCP clients' `{"mcpServers": {NAME: {...}}}` with this gateway's sections.
 
@@ -46,7 +49,7 @@ def parse_config(
         environ: The variables for `${VAR}`.
         source: The name for messages.
         home: The directory for `~/`; None is `HOME` of `environ`.
-        files: Reads the files that the config names; with None it must not name any.
+        files: Reads the files and runs the commands that the config names; with None it must not name any.
 
     Returns:
         The configuration, with its `warnings`.
@@ -58,6 +61,23 @@ def parse_config(
     root = data if isinstance(data, dict) else decode(data, findings, source)
     if not is_object(root):
         raise ConfigError([f"{source}: the top level must be an object like {SHAPE}, not {kind(root)}"])
+    if isinstance(files, FileReader):
+        files.run_ahead(data, lambda collector: _read(root, Findings(), environ, source, home, collector))
+    config = _read(root, findings, environ, source, home, files)
+    findings.check()
+    if not isinstance(data, dict) and not is_toml(source):
+        check_surrogates(data, source)
+    return structs.replace(config, warnings=tuple(findings.warnings))
+
+
+def _read(
+    root: dict[object, object],
+    findings: Findings,
+    environ: Mapping[str, str],
+    source: str,
+    home: str | None,
+    files: FileSource | None,
+) -> Config:
     _note_sections(root, findings, source)
     servers = _read_servers(root, Scope(findings, "", environ, home, files=files), source)
     section, scope = root.get("gateway"), Scope(findings, "gateway", environ, home, files=files)
@@ -70,10 +90,7 @@ def parse_config(
     access = read_access(root.get("access"), Scope(findings, "access", environ, home, files=files))
     views = read_views(root.get("views"), findings, environ, servers)
     _note_shared_namespaces(servers, findings)
-    findings.check()
-    if not isinstance(data, dict) and not is_toml(source):
-        check_surrogates(data, source)
-    return Config(servers, gateway, tuple(findings.warnings), source, access, views, findings.secrets)
+    return Config(servers, gateway, (), source, access, views, findings.secrets)
 
 
 def load_config(path: Path, *, environ: Mapping[str, str], home: str | None = None) -> Config:

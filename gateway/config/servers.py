@@ -54,8 +54,10 @@ def parse_server(
 
     Warnings are dropped.
     """
-    findings = Findings()
-    server = read_server(name, raw, Scope(findings, f"server {shown(name)}", environ, files=files))
+    owner, findings = f"server {shown(name)}", Findings()
+    if files is not None:
+        files.run_ahead(raw, lambda source: read_server(name, raw, Scope(Findings(), owner, environ, files=source)))
+    server = read_server(name, raw, Scope(findings, owner, environ, files=files))
     findings.check()
     return server
 
@@ -77,19 +79,21 @@ def read_server(name: str, raw: object, scope: Scope) -> ServerConfig:
     variables: dict[str, str] = {}
     if "env_file" in written:  # before the other fields, which may use its variables
         label, path = written["env_file"]
-        variables = read_env_file(scope, Entry(label, resolve(scope, label, path), path))
+        entry = Entry(label, resolve(scope, label, path), path)
+        if not scope.unresolved:
+            variables = read_env_file(scope, entry)
         scope.environ = {**scope.environ, **variables}
         for variable, value in variables.items():
             scope.note_secret(value, f"${{{variable}}}")
     for key, (label, raw_value) in written.items():
-        known = len(scope.findings.warnings)
+        known = scope.unresolved
         entry = entries[key] = Entry(label, resolve(scope, label, raw_value), raw_value)
-        if len(scope.findings.warnings) == known:
+        if scope.unresolved == known:
             values[key] = value = read_field(scope, specs_of(ServerConfig)[key], entry)
             if key.endswith("_timeout") and value is not None and value >= _LIKELY_MILLISECONDS:
                 scope.warn(label, f"is {value:g} seconds; if milliseconds were meant, write {value / 1000:g}")
         elif key in {"command", "url"}:
-            values[key] = entry.value  # the literal text, for an unset variable of a disabled server
+            values[key] = entry.value  # the literal text
     values["transport"] = _resolve_transport(scope, entries, values.get("transport"))
     if variables:
         values["env"] = {**variables, **values.get("env", {})}

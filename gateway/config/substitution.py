@@ -48,14 +48,18 @@ class Substituted(Struct, frozen=True):
     """The substituted values that may be secret, each with its expression."""
     missing: tuple[str, ...] = ()
     """The files and commands that failed, and why."""
+    is_deferred: bool = False
+    """Whether it names a command, which was not run."""
 
 
-def substitute(text: str, environ: Mapping[str, str], files: FileSource | None = None) -> Substituted:
+def substitute(
+    text: str, environ: Mapping[str, str], files: FileSource | None = None, *, runs_commands: bool = True
+) -> Substituted:
     """Substitute the variables of one string; never raises. An unset variable is replaced by nothing."""
     if "${" not in text:
         return Substituted(text)
     parts: list[str] = []
-    found = _Found(environ, files)
+    found = _Found(environ, files, runs_commands)
     faults = found.faults
     position = 0
     while (opening := _OPENING.search(text, position)) is not None:
@@ -74,15 +78,17 @@ def substitute(text: str, environ: Mapping[str, str], files: FileSource | None =
     else:
         parts.append(text[position:])
     unset, missing = tuple(found.unset), tuple(found.missing)
-    return Substituted("".join(parts), unset, tuple(faults), tuple(found.filled), missing)
+    return Substituted("".join(parts), unset, tuple(faults), tuple(found.filled), missing, found.is_deferred)
 
 
 class _Found:
     """Results collected while one string is substituted."""
 
-    def __init__(self, environ: Mapping[str, str], files: FileSource | None) -> None:
+    def __init__(self, environ: Mapping[str, str], files: FileSource | None, runs_commands: bool) -> None:
         self.environ = environ
         self.files = files
+        self.runs_commands = runs_commands
+        self.is_deferred = False
         self.unset: list[str] = []
         self.faults: list[str] = []
         self.filled: list[tuple[str, str]] = []
@@ -91,6 +97,9 @@ class _Found:
     def read(self, kind: str, name: str) -> str:
         if self.files is None:
             self.faults.append(f"holds ${{{kind}:...}}, which works only in a config file")
+            return ""
+        if kind == "cmd" and not self.runs_commands:
+            self.is_deferred = True
             return ""
         try:
             text = self.files(name) if kind == "file" else self.files.run(name)
@@ -133,7 +142,7 @@ def _evaluate(expression: str, found: _Found) -> str:
 def resolve(scope: Scope, label: str, raw: object, *, depth: int = 0) -> object:
     """Return the value with all strings substituted, at any depth; report to the scope.
 
-    An unset variable of a disabled server is a warning, and its string stays unchanged.
+    An unset variable of a disabled server is a warning, and its string stays unchanged, as do those with a command.
     """
     if depth > _DEEPEST:
         scope.problem(label, "is nested too deeply")
@@ -157,7 +166,7 @@ def _resolve_text(scope: Scope, label: str, raw: str) -> str:
     if not is_unicode(raw):
         scope.problem(label, "contains a lone surrogate; write the character itself")
         return raw
-    result = substitute(raw, scope.environ, scope.files)
+    result = substitute(raw, scope.environ, scope.files, runs_commands=not scope.lenient)
     for value, spelling in result.filled:
         scope.note_secret(value, spelling)
     for fault in result.faults:
@@ -167,6 +176,9 @@ def _resolve_text(scope: Scope, label: str, raw: str) -> str:
         say(label, f"needs the variable {shown(name)}, which is not set; set it or write ${{{name}:-default}}")
     for problem in result.missing:
         say(label, f"cannot be filled in: {problem}")
+    if scope.lenient and (result.unset or result.missing or result.is_deferred):
+        scope.unresolved += 1
+        return raw
     return raw if result.unset or result.faults or result.missing else result.text
 
 
