@@ -16,6 +16,7 @@ from gateway.cli.flags import Command, Flag, Values
 from gateway.cli.importing import describe, section_of
 from gateway.cli.options import STATE, load, names_in_config, state_directory
 from gateway.cli.output import CommandError, UsageError, print_error
+from gateway.cli.stateful import reason_for, with_session
 from gateway.store import Store
 
 CONFIG = Flag("--config", "the config file, created if missing", "FILE", parse=Path, required=True)
@@ -47,6 +48,9 @@ def add(values: Values) -> int:
         entry = {"url": first}
     else:
         entry = {"command": first, "args": rest, **({"env": variables} if variables else {})}
+    entry = with_session(entry)
+    if "session" in entry:
+        print_error(f"each client gets a process of its own: {reason_for(entry)}")
     described = describe(values.name, entry, values.config)  # before anything is written
     document.edit(keys, entry)
     document.save()

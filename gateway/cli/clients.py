@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gateway.cli.output import CommandError
+from gateway.cli.stateful import with_session
 from gateway.config.parse import read_file
 from gateway.config.substitution import KNOWN_TO_ALL, home_of
 from gateway.config.text import plain_json
@@ -185,7 +186,7 @@ def _converted(raw: dict[str, Any]) -> dict[str, Any]:
     for key, seconds in (("startup_timeout_sec", "connect_timeout"), ("tool_timeout_sec", "call_timeout")):
         if raw.get(key):
             made[seconds] = raw[key]
-    return made
+    return with_session(made)
 
 
 def _change_texts(value: Any, change: Callable[[str], str]) -> Any:

@@ -20,7 +20,9 @@ from gateway.cli.editing import Document
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, load
 from gateway.cli.output import CommandError, counted, print_error, print_json, warn
+from gateway.cli.stateful import reason_for
 from gateway.config import parse_config
+from gateway.config.files import CommandCollector
 from gateway.config.parse import files_of
 from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
@@ -78,6 +80,10 @@ def _show(client: Found, shown: dict[str, Any], left: list[str], unset: dict[str
                 print(f"    {what}: {', '.join(f'{key}=***' for key in one[what])}")
         if one["variables"]:
             print(f"    variables: {', '.join(one['variables'])}")
+        for command in one["commands"]:
+            print(f"    runs for a value: {command}")
+        if one["session"]:
+            print(f"    session: {one['session']}, since {reason_for(client.servers[name])}")
     if not shown:
         print("  nothing new")
     for name in client.own:
@@ -92,7 +98,7 @@ def _show(client: Found, shown: dict[str, Any], left: list[str], unset: dict[str
 
 def describe(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:
     """Describe what a server runs, without secrets. Raises ConfigError if `serve` would refuse it."""
-    files = files_of(config, os.environ)
+    files = CommandCollector(files_of(config, os.environ))  # nothing is run before the user has agreed
     server = parse_config({"mcpServers": {name: raw}}, environ=os.environ, files=files).servers[name]
     config_shown = shown_config(server)
     runs = (
@@ -105,6 +111,8 @@ def describe(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:
         "env": list(raw.get("env") or {}),
         "headers": list(raw.get("headers") or {}),
         "variables": variables_in(raw),
+        "commands": list(files.commands),
+        "session": raw.get("session"),
     }
 
 

@@ -225,6 +225,15 @@ def test_nothing_is_written_unasked(cli, tmp_path):
     assert not (tmp_path / "mine.json").exists()
 
 
+def test_no_command_of_a_value_runs_unasked(cli, tmp_path):
+    entry = {"command": "x", "env": {"KEY": "${cmd:touch ran}"}}
+    (tmp_path / "theirs.json").write_text(json.dumps({"mcpServers": {"a": entry}}), encoding="utf-8")
+    status, out, _ = cli("import", "theirs.json", "--config", "mine.json")
+    assert status == 1
+    assert "runs for a value: touch ran" in out
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_broken_config_is_not_written_over(cli, tmp_path):
     (tmp_path / "other.json").write_text(JSONC, encoding="utf-8")
     (tmp_path / "mine.json").write_text("{", encoding="utf-8")
