@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _STARTED = time.monotonic()
 DISABLED: Final[dict[str, object]] = {
     "name": "", "state": "disabled", "pid": None, "descendants": [], "age": None, "restarts": 0, "in_flight": 0,
-    "queued": 0, "last_error": None, "warnings": [],
+    "queued": 0, "last_error": None, "warnings": [], "asked": [],
 }  # fmt: skip
 """A disabled server among the backends."""
 
@@ -30,7 +30,7 @@ def encode_report(
     urls: Sequence[str] = (),
     shared: Mapping[str, object] | None = None,
 ) -> bytes:
-    """Return `{"pid", "transport", "urls", "age", "backends": [...]}`, including disabled backends.
+    """Return `{"pid", "config", "transport", "urls", "age", "backends": [...]}`, including disabled backends.
 
     Ages are in seconds; `descendants` are the pids of the child's own descendants. A gateway that serves relays adds
     `shared`: its number of `clients` and its `log`.
@@ -55,9 +55,11 @@ def encode_report(
             "queued": status.queued,
             "last_error": status.last_error,
             "warnings": status.warnings,
+            "asked": status.asked,
         })
     return jsonrpc.encode({
         "pid": os.getpid(),
+        "config": os.path.realpath(fleet.config.source),
         "transport": transport,
         "urls": list(urls),
         "age": round(time.monotonic() - _STARTED, 1),

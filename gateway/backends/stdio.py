@@ -121,6 +121,11 @@ class StdioSession:
         return self._stray.describe()
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """The methods of the backend's requests to clients so far."""
+        return self._conversation.asked
+
+    @property
     def can_send(self) -> bool:
         """Whether the child is running, and has read enough of its input."""
         return not self._conversation.is_closed and self._outbox.is_writable

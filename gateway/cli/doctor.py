@@ -7,6 +7,7 @@ restarts and no queues. Their lists are saved in the state directory, so that a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -24,12 +25,15 @@ from gateway.backends.stdio import child_environment
 from gateway.cli.flags import JSON, Command, Values
 from gateway.cli.options import CONFIG, FILE, STATE, config_path, load, state_directory, warn_of_state
 from gateway.cli.output import RED, counted, painted, print_json
-from gateway.errors import BackendError, BackendTooSlow, GatewayError, code_of, first_in_group
+from gateway.eras.asks import ROOTS
+from gateway.errors import BackendError, BackendTooSlow, ConfigError, GatewayError, code_of, first_in_group
 from gateway.masking import SECRETS
 from gateway.processes.spawn import find_program
 from gateway.store import ERA_MAX_AGE, OVERDUE, Store, eras_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import msgspec
 
     from gateway.backends.opener import SessionOpener
@@ -52,13 +56,38 @@ _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 def run(values: Values) -> int:
     """Examine all servers; return 1 if one does not work."""
-    config = load(config_path(values), state_directory(values))
+    path = config_path(values)
+    config = load(path, state_directory(values))
     found = examine(config, values)
+    _note_requests(found, config, path, values)
     if values.json:
         print_json(found)
     else:
         show(found)
     return 0 if all(one["ok"] for one in found.values()) else 1
+
+
+def _note_requests(found: dict[str, dict[str, Any]], config: Config, path: Path, values: Values) -> None:
+    """Add a hint to each shared server that has sent requests to clients.
+
+    It may have done so here, or in a running gateway.
+    """
+    from gateway.cli.ps import collect_reports
+
+    asked = {name: set(one.get("asked", ())) for name, one in found.items()}
+    reports: list[dict[str, Any]] = []
+    with contextlib.suppress(ConfigError):  # others can write the directory, which `examine` has warned of
+        reports = collect_reports(state_directory(values))
+    for report in reports:
+        if report.get("config") == str(path.resolve()):
+            for backend in report["backends"]:
+                asked.get(backend["name"], set()).update(backend["asked"])
+    for name, methods in asked.items():
+        if methods and config.servers[name].session == "shared":
+            text = f"it sends {' and '.join(sorted(methods))}, answered only while one client alone has calls there"
+            found[name]["hints"].append(f'{text}; if several clients share it, give it "session": "client"')
+            if ROOTS in methods:
+                found[name]["hints"].append("roots requested outside of calls are refused: name its folders in 'args'")
 
 
 def examine(config: Config, values: Values) -> dict[str, dict[str, Any]]:
@@ -199,6 +228,7 @@ async def _meet(
         report["hints"] += session.listing.warnings
         report["long_names"] = [name for name in names if len(name) > MAX_NAME]
         report["odd_names"] = [name for name in names if not _TAKEN_BY_ALL.fullmatch(name)]
+        report["asked"] = session.asked
         if session.stray_output:
             report["hints"].append(session.stray_output)
         return session.listing

@@ -182,6 +182,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the circuit breaker: closed, open or half-open; null without one."""
     warnings: tuple[str, ...] = ()
     """Problems of its lists (one failed, entries were left out), and of the tools that the config names."""
+    asked: tuple[str, ...] = ()
+    """The methods of its requests to clients, in its present session."""
 
     @classmethod
     def of(cls, one: Any, session: Session | None) -> Status:
@@ -199,6 +201,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
             era=None if session is None else session.greeting.era,
             stale=one.state is not State.READY and one.offered and one.listing is not None,
             warnings=one.warnings,
+            asked=() if session is None else session.asked,
             breaker=None if one.gate.breaker is None else one.gate.breaker.state,
         )
 

@@ -275,6 +275,23 @@ async def reached(callers, more):
     await until(lambda: all(caller.answered >= number for caller, number in zip(callers, wanted, strict=True)))
 
 
+async def test_doctor_knows_what_servers_have_asked_clients():
+    async with open_machine() as machine:
+        machine.write({"rich": machine.peer(peer("rich_server.py")), "echo": machine.peer(echo_backend())})
+        async with machine.open_client() as client:
+            await client.stdio.initialize(capabilities={"elicitation": {}})
+            call = await client.stdio.start("tools/call", {"name": "rich.ask", "arguments": ASK})
+            asked = await client.stdio.notification("elicitation/create")
+            await client.stdio.send({"jsonrpc": "2.0", "id": asked["id"], "result": {"action": "decline"}})
+            await client.stdio.response(call)
+            command = [sys.executable, "-P", "-m", "gateway", "doctor", str(machine.config), "--json"]
+            done = await trio.run_process(command, env=os.environ | machine.env, capture_stdout=True)
+            hints = {name: one["hints"] for name, one in json.loads(done.stdout).items()}
+            assert any("it sends elicitation/create" in hint for hint in hints["rich"])
+            assert not hints["echo"]
+        await machine.nothing_left()
+
+
 # -- the log -----------------------------------------------------------------------------------------------------------
 
 

@@ -121,6 +121,7 @@ class FakeSession:
         self.listing = listing
         self.pid: int | None = 4711
         self.stray_output = ""
+        self.asked = ()
         self.batches: list[list[str]] = []
         """The names of the calls of each `send`."""
         self.working: list[PendingCall] = []

@@ -85,6 +85,11 @@ class HttpSession(ABC):
         return ""
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """The methods of the backend's requests to clients so far."""
+        return self.conversation.asked
+
+    @property
     def can_send(self) -> bool:
         """Whether the session is open: `max_concurrency` bounds the calls in flight."""
         return self._problem is None

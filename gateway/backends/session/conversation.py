@@ -106,6 +106,11 @@ class Conversation:
         return self._last_id
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """The methods of the backend's requests to clients so far."""
+        return tuple(self._server_requests.asked)
+
+    @property
     def shares_pipe(self) -> bool:
         """Whether all messages share one pipe, so that they end together."""
         return self._exchanges is None

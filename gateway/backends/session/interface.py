@@ -45,6 +45,11 @@ class Session(Protocol):
         ...
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """The methods of the backend's requests to clients so far."""
+        ...
+
+    @property
     def can_send(self) -> bool:
         """Whether the session is open, and its transport accepts more now."""
         ...

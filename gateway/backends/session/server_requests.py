@@ -51,6 +51,8 @@ class ServerRequestRouter:
         self._post = post
         self._calls = calls
         self._open: dict[jsonrpc.Id, tuple[ServerRequest, PendingCall]] = {}
+        self.asked: dict[str, None] = {}
+        """The methods of the requests so far, of those that a client could answer."""
 
     def owner(self, pending: PendingCall | None) -> PendingCall | None:
         """Return the call that a message belongs to.
@@ -78,6 +80,7 @@ class ServerRequestRouter:
         elif request_id in self._open:
             self._refuse(request_id, jsonrpc.INVALID_REQUEST, f"request id {request_id!r} is still in use")
         else:
+            self.asked[method] = None
             self._deliver(request_id, method, message, self.owner(pending))
 
     def _deliver(
