@@ -142,6 +142,8 @@ class RelayFrontend:
             except trio.ClosedResourceError:
                 return  # the lease has ended
             except OSError as exc:
+                if self._listener.fileno() < 0:
+                    return  # it ended when a connection had just arrived
                 if exc.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
                     raise
                 await trio.sleep(ACCEPT_PAUSE)
