@@ -73,7 +73,7 @@ def open_listener() -> socket.socket:
 
 
 def find_log(listener: socket.socket | None) -> str | None:
-    """Return the path of the log beside a socket, None if stderr is not that file."""
+    """Return the path of the log beside a socket, if stderr is that file."""
     if listener is None:
         return None
     path = Path(listener.getsockname()).with_suffix(".log")

@@ -1,4 +1,4 @@
-"""`${cmd:...}` in a config file: run without a shell, concurrently, within a deadline, once per read."""
+"""`${cmd:...}` in a config file: concurrent, without a shell, within a deadline, cached."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kept answers to `initialize`: given only for an equal request, and replaced by a different one."""
+"""Kept answers to `initialize`: given only for an equal request, replaced by a different answer."""
 
 from __future__ import annotations
 

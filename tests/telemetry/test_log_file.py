@@ -1,4 +1,4 @@
-"""The log file of a gateway without a terminal: renamed at a size, with everything that the process prints."""
+"""The log file of a gateway without a terminal: renamed at a size, tracebacks included."""
 
 from __future__ import annotations
 
