@@ -8,16 +8,16 @@ reported. The backend is the stdlib echo, so that the gateway's own cost shows, 
 
 The other parts: `relay` (HTTP calls compared with a relay that does nothing else, `relay.py`), and with up to three
 rounds each `payloads` (results from 100 B to 1 MB), `transports` (every frontend with every backend transport),
-`flight` (64 calls in flight, stdio to stdio), `arrivals` (open loop beside closed loop), `owner` (the rate at which the
-process that owns the backends would be full, if HTTP were served by others); see the modules of these names. Units:
-calls per second, MB/s, milliseconds.
+`remote` (a backend over HTTP compared with one on pipes), `flight` (64 calls in flight, stdio to stdio), `arrivals`
+(open loop beside closed loop), `owner` (the rate at which the process that owns the backends would be full, if HTTP
+were served by others); see the modules of these names. Units: calls per second, MB/s, milliseconds.
 """
 
 from __future__ import annotations
 
 import sys
 
-from benchmarks import arrivals, flight, owner, payloads, relay, transports
+from benchmarks import arrivals, flight, owner, payloads, relay, remote, transports
 from benchmarks.answers import TEXT
 from benchmarks.plots import percentiles
 from benchmarks.processes import (
@@ -38,6 +38,7 @@ PARTS = {
     "relay": relay,
     "payloads": payloads,
     "transports": transports,
+    "remote": remote,
     "flight": flight,
     "arrivals": arrivals,
     "owner": owner,

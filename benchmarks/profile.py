@@ -22,10 +22,10 @@ from benchmarks.table import Claim, Figure, Table
 
 MANY = 16
 NAMES = {"stdio": "stdlib echo on pipes", "http": "small HTTP server", "sse": "small SSE server"}
-SERVER, CLIENT = "HTTP: sockets, parsing, framing", "backend: HTTP client"  # both have h11 do their parsing
-CLIENT_CODE = ("gateway/backends/http/", "gateway/http_client.py", "httpx", "httpcore", "anyio/")
+SERVER, CLIENT = "HTTP: sockets, parsing, framing", "backend: HTTP client"  # both on `gateway/httpd/wire.py`
+CLIENT_CODE = ("gateway/backends/http/", "gateway/http_client/", "httpx", "httpcore")
 ROWS = {
-    SERVER: ("gateway/httpd/", "hypercorn/", "h11/"),
+    SERVER: ("gateway/httpd/", "hypercorn/"),
     "frontends: routing, checks, sessions": ("gateway/frontends/", "gateway/access", "gateway/admin"),
     "lines over pipes": ("gateway/frontends/stdio.py", "gateway/lines.py"),
     "envelopes and eras": ("gateway/jsonrpc.py", "gateway/eras/", "gateway/calls.py", "msgspec/"),

@@ -47,7 +47,9 @@ async def fetch(
     """Send one request and return its status and body. Raises AuthorityDown."""
     import httpx2
 
-    from gateway.http_client import BodyTooLong, read_body
+    from gateway.http_client.body import read_body
+    from gateway.http_client.errors import BodyTooLong, Undecodable
+    from gateway.http_client.library import LibraryResponse
     from gateway.proxies import CLOSE_WAIT, EnvironmentTransport, proxy_variable, via
 
     where = "{0.scheme}://{0.netloc}".format(urlsplit(url))
@@ -58,14 +60,14 @@ async def fetch(
             request = client.build_request(method, url, headers=given, content=body or None)
             response = await client.send(request, stream=True)
             try:
-                return response.status_code, await read_body(response, MAX_BODY)
+                return response.status_code, await read_body(LibraryResponse(response), MAX_BODY)
             finally:
                 with trio.move_on_after(CLOSE_WAIT, shield=True):
                     await response.aclose()
     except trio.TooSlowError:
         text = f"{where} did not answer within {REQUEST_WAIT:g} s"
         raise AuthorityDown(text) from None
-    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, BodyTooLong, OSError) as exc:
+    except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError, BodyTooLong, Undecodable, OSError) as exc:
         proxy = proxy_variable(httpx2.URL(where)) if isinstance(exc, httpx2.TransportError) else ""
         text = f"{where} cannot be reached{via(proxy)}: {type(exc).__name__}"
         raise AuthorityDown(text) from exc

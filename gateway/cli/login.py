@@ -104,7 +104,8 @@ async def _log_in(server: ServerConfig, store: Store, *, browser: bool, tell: Ca
 
 async def find_challenge(server: ServerConfig) -> Challenge | None:
     """Send a request and return the server's challenge; None if it answers. Raises BackendError."""
-    from gateway.http_client import HttpRefused, open_http_client
+    from gateway.http_client.client import open_http_client
+    from gateway.http_client.errors import HttpRefused
     from gateway.oauth_client.answers import challenge_of
 
     info = {"name": "trio-mcp-gateway", "version": gateway.__version__}

@@ -72,6 +72,17 @@ class Wire:
         return b""
 
     @property
+    def has_input(self) -> bool:
+        """Whether `receive` would return immediately, with data or with the end."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    @property
     def unsent(self) -> int:
         """The number of bytes kept for `flush`."""
         return self._share.size
@@ -158,6 +169,11 @@ class TLSWire(Wire):
             if not data:
                 return b""
             self._incoming.write(data)
+
+    @property
+    def has_input(self) -> bool:
+        """See `Wire`; true also for data of TLS itself."""
+        return bool(self._incoming.pending or self._tls.pending()) or super().has_input
 
     def send_nowait(self, data: bytes) -> None:
         """See `Wire`."""

@@ -21,7 +21,7 @@ from gateway.config.findings import kind
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import httpx2
+    from gateway.http_client.body import ResponseHead
 
     Members = Mapping[str, object]
 
@@ -53,7 +53,7 @@ class Challenge(msgspec.Struct, frozen=True):
         return self.status != UNAUTHORIZED
 
 
-def challenge_of(response: httpx2.Response) -> Challenge | None:
+def challenge_of(response: ResponseHead) -> Challenge | None:
     """Return the response's challenge, if it has one."""
     header = response.headers.get("www-authenticate", "")
     refused = response.status_code == UNAUTHORIZED

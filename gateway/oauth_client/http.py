@@ -17,7 +17,10 @@ import httpx2
 import trio
 
 from gateway.errors import BackendUnavailable
-from gateway.http_client import BodyTooLong, explain, read_body, same_origin
+from gateway.http_client.body import read_body
+from gateway.http_client.client import same_origin
+from gateway.http_client.errors import BodyTooLong, Undecodable
+from gateway.http_client.library import LIBRARY_ERRORS, LibraryResponse, explain
 from gateway.oauth_client.answers import describe
 from gateway.proxies import CLOSE_WAIT, EnvironmentTransport, is_loopback, proxy_variable
 from gateway.surrogates import without_bom
@@ -64,7 +67,7 @@ class OAuthHttp:
             with trio.fail_after(self._timeout):
                 response = await self._client.send(request, stream=True)
                 try:
-                    body = await read_body(response, MAX_BODY)
+                    body = await read_body(LibraryResponse(response), MAX_BODY)
                 finally:
                     with trio.move_on_after(CLOSE_WAIT, shield=True):
                         await response.aclose()
@@ -74,7 +77,7 @@ class OAuthHttp:
         except BodyTooLong:
             text = f"needs a login, and {where} answered with more than {MAX_BODY} bytes"
             raise BackendUnavailable(self._name, text) from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as exc:
+        except (Undecodable, *LIBRARY_ERRORS) as exc:
             text = f"needs a login, and {where} {explain(self._name, exc, proxy_variable(url)).reason}"
             raise BackendUnavailable(self._name, text) from exc
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in _DROPPED]

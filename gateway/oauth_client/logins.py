@@ -1,6 +1,6 @@
 """OAuth for backends over HTTP, from the first 401 on: one login for all calls.
 
-`BackendAuth` signs a backend's requests and, when one is refused, waits for another token. `Logins.open` opens a
+`BackendSigner` signs a backend's requests and, when one is refused, waits for another token. `Logins.open` opens a
 session with it: the backend remains starting until the login, however long that takes; each call in the meantime waits
 for a login in progress, has its client asked to log in, or fails with the command to run. `Logins` owns the tasks that
 renew tokens.
@@ -12,22 +12,23 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-import httpx2
 import trio
 
 from gateway.errors import BackendError, BackendUnavailable
-from gateway.http_client import PENDING
 from gateway.oauth_client.answers import challenge_of
 from gateway.oauth_client.login_prompt import LoginPrompt, LoginRequired
 from gateway.oauth_client.token_manager import BY_PERSON, REFUSED, STORED, TokenManager
 from gateway.oauth_client.token_store import TokenFiles
-from gateway.proxies import CLOSE_WAIT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    import httpx2
+
     from gateway.config import ServerConfig
+    from gateway.http_client.body import Response
+    from gateway.http_client.client import Signer
     from gateway.inflight.pending import PendingCall
     from gateway.oauth_client.answers import Challenge
     from gateway.store import Store
@@ -41,44 +42,35 @@ log = logging.getLogger("gateway.backend")
 
 
 class OpenSession(Protocol[_S_co]):
-    """Opener of a session with requests signed by `auth`; see `gateway.backends.http.detect.HttpOpener.open`."""
+    """Opener of a session with requests signed by `signer`; see `gateway.backends.http.detect.HttpOpener.open`."""
 
-    def __call__(self, *, auth: httpx2.Auth) -> AbstractAsyncContextManager[_S_co]:
+    def __call__(self, *, signer: Signer) -> AbstractAsyncContextManager[_S_co]:
         """Connect, initialize and list."""
         ...
 
 
-class BackendAuth(httpx2.Auth):
-    """Signs a backend's requests, and retries a refused one with another token."""
+class BackendSigner:
+    """Implements `gateway.http_client.client.Signer`: signs a backend's requests with its token."""
 
     def __init__(self, authorizer: TokenManager) -> None:
         self._authorizer = authorizer
 
-    async def async_auth_flow(  # noqa: ASYNC900 - the form is httpx2's, whose client closes the generator
-        self, request: httpx2.Request
-    ) -> AsyncGenerator[httpx2.Request, httpx2.Response]:
-        """Implements `httpx2.Auth`. Raises what `TokenManager.renew` raises."""
+    async def send(
+        self, send: Callable[[str], Awaitable[Response]], url: httpx2.URL, pending: PendingCall | None
+    ) -> Response:
+        """Send a request, and repeat a refused one with another token. Raises what `TokenManager.renew` raises."""
         authorizer = self._authorizer
-        if not authorizer.owns(request.url):
-            yield request
-            return
+        if not authorizer.owns(url):
+            return await send("")
         used, least = authorizer.token, STORED
-        pending: PendingCall | None = request.extensions.get(PENDING)
         while True:
-            if used is not None:
-                request.headers["authorization"] = f"Bearer {used}"
-            response = yield request
+            response = await send(used or "")
             challenge = challenge_of(response)
             if challenge is None or (challenge.step_up and (pending is None or least > BY_PERSON)):
-                return
+                return response
+            await response.aclose()  # the connection must not stay open during a login
             if least > BY_PERSON:
                 raise BackendUnavailable(authorizer.config.name, REFUSED)
-            # The connection must not stay open during a login. The client reads the response to its end before it
-            # retries: give it an empty body instead of an arbitrary one from a server that refused.
-            with trio.move_on_after(CLOSE_WAIT, shield=True):
-                await response.aclose()
-            response.stream = httpx2.ByteStream(b"")
-            response.is_closed = False
             used, way = await authorizer.renew(challenge, used, least, () if pending is None else (pending,))
             least = way + 1
 
@@ -127,14 +119,14 @@ class Logins:
             BackendError, trio.TooSlowError: as `open_session`, perhaps grouped; and if no login can help.
         """
         authorizer = self.authorizer(config)
-        auth = BackendAuth(authorizer)
+        signer = BackendSigner(authorizer)
         await authorizer.load()
         way = STORED
         while True:
             opened = False
             required: Challenge | None = None
             try:
-                async with open_session(auth=auth) as session:
+                async with open_session(signer=signer) as session:
                     opened = True
                     yield session
             except* LoginRequired:

@@ -36,7 +36,7 @@ from pydantic import AnyHttpUrl, AnyUrl, ConfigDict, TypeAdapter, ValidationErro
 from gateway.config.oauth import is_same_issuer
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendError, BackendUnavailable
-from gateway.http_client import same_origin
+from gateway.http_client.client import same_origin
 from gateway.masking import SECRETS
 from gateway.oauth_client import answers
 from gateway.oauth_client.answers import REDIRECT, SUCCESS, UnusableAnswer

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from gateway.errors import BackendError, BackendUnavailable
-from gateway.http_client import same_origin
+from gateway.http_client.client import same_origin
 from gateway.oauth_client.login_prompt import LoginRequired
 from gateway.oauth_client.redirect_listener import PortTaken, RedirectListener, open_redirect_listener
 from gateway.oauth_client.token_store import RefreshLock, Saved

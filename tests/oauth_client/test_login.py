@@ -23,7 +23,7 @@ from gateway import jsonrpc
 from gateway.backends.opener import SessionOpener
 from gateway.calls import Caller, Complete, Era, ServerRequest, Withdrawn
 from gateway.errors import BackendError, BackendUnavailable
-from gateway.http_client import HttpRefused
+from gateway.http_client.errors import HttpRefused
 from gateway.inflight.pending import PendingCall
 from gateway.oauth_client.answers import Challenge
 from gateway.oauth_client.login_prompt import LoginRequired

@@ -19,12 +19,10 @@ from gateway.backends.http.streamable import StreamableSession
 from gateway.backends.opening import EraRecords
 from gateway.backends.session.handshake import AUTO_HINT
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnfit
-from gateway.http_client import HttpRefused
+from gateway.http_client.errors import HttpRefused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-
-    import httpx2
 
     from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.calls import Era
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
+    from gateway.http_client.client import Signer
 
 NOT_STREAMABLE: Final = frozenset({400, 404, 405})
 """Statuses with which a server of the SSE transport refuses a POST."""
@@ -59,7 +58,7 @@ class HttpOpener:
         listener: SessionObserver,
         *,
         hop: Hop,
-        auth: httpx2.Auth | None = None,
+        signer: Signer | None = None,
         era: Era | None = None,
     ) -> AsyncGenerator[Session]:
         """Open a session according to the config, or else to the server's answers.
@@ -67,20 +66,20 @@ class HttpOpener:
         Raises:
             BackendError: as the transports do; if both were tried, the error names both.
         """
-        attempt = partial(self._open, config, listener, hop, auth)
+        attempt = partial(self._open, config, listener, hop, signer)
         async with self._records.open(config, attempt, era) as session:
             yield session
 
     @asynccontextmanager
     async def _open(
-        self, config: ServerConfig, listener: SessionObserver, hop: Hop, auth: httpx2.Auth | None, attempts: Attempts
+        self, config: ServerConfig, listener: SessionObserver, hop: Hop, signer: Signer | None, attempts: Attempts
     ) -> AsyncGenerator[Session]:
         open_session = partial(
             open_http_session,
             config=config,
             listener=listener,
             hop=hop,
-            auth=auth,
+            signer=signer,
             attempts=attempts,
             timing=self._timing,
         )

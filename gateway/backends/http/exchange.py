@@ -18,17 +18,18 @@ from gateway.backends.http.sse_events import EventParser
 from gateway.calls import Era, Failure
 from gateway.eras.errors import HEADER_MISMATCH, with_retry_hint
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
-from gateway.http_client import BodyTooLong, HttpRefused, media_type, read_body, read_pieces, retry_after
+from gateway.http_client.body import media_type, read_body, read_pieces, retry_after
+from gateway.http_client.errors import BodyTooLong, HttpRefused
 from gateway.lines import OversizedLine
 from gateway.proxies import via
 
 if TYPE_CHECKING:
-    import httpx2
-
     from gateway.backends.http.recovery import Recovery, Refusal, Timing
     from gateway.backends.session.conversation import Conversation
     from gateway.config import ServerConfig
-    from gateway.http_client import AnyHeaders, HttpClient
+    from gateway.http_client.body import Response
+    from gateway.http_client.client import HttpClient
+    from gateway.http_client.pool import HeaderList
     from gateway.inflight.pending import PendingCall
 
 LINGER: Final = 0.5
@@ -47,11 +48,11 @@ class SessionContext(Protocol):
     recovery: Recovery
     timing: Timing
 
-    def headers(self, method: str, pending: PendingCall | None) -> AnyHeaders:
+    def headers(self, method: str, pending: PendingCall | None) -> HeaderList:
         """Return the headers of a POST."""
         ...
 
-    def stream_headers(self, last_id: bytes) -> AnyHeaders:
+    def stream_headers(self, last_id: bytes) -> HeaderList:
         """Return the headers of a GET."""
         ...
 
@@ -138,11 +139,11 @@ class HttpRequest:
             await link.refresh_tools()
         return again
 
-    def _note_session(self, response: httpx2.Response, era: Era) -> None:
+    def _note_session(self, response: Response, era: Era) -> None:
         if self._method == "initialize" and era is Era.LEGACY:
             self._link.assigned(response.headers.get("mcp-session-id", ""))
 
-    async def _read_json(self, response: httpx2.Response, era: Era) -> None:
+    async def _read_json(self, response: Response, era: Era) -> None:
         link = self._link
         if media_type(response) != "application/json":
             raise self._no_answer(response)
@@ -172,7 +173,7 @@ class HttpRequest:
         misfit.status = _OK
         conversation.finish(self.request_id, misfit)
 
-    async def _read_events(self, response: httpx2.Response, parser: EventParser) -> None:
+    async def _read_events(self, response: Response, parser: EventParser) -> None:
         conversation = self._link.conversation
 
         def handle_data(data: bytes) -> None:
@@ -215,7 +216,7 @@ class HttpRequest:
                 text = f"ended the stream of {self._method} before it had answered, and does not resume it"
                 raise BackendExited(link.config.name, f"{text} (HTTP {refused})")
 
-    async def _refused(self, response: httpx2.Response, generation: int, era: Era, *, first: bool) -> bool:
+    async def _refused(self, response: Response, generation: int, era: Era, *, first: bool) -> bool:
         """Handle any status but 200; return whether to retry. `era` is the request's."""
         link = self._link
         refusal = await read_refusal(response, self.request_id)
@@ -243,7 +244,7 @@ class HttpRequest:
         sent = f"more than {limit} bytes" if size is None else f"{size} bytes; the limit is {limit}"
         return BackendProtocol(self._link.config.name, f"answered {self._method} with {sent} (max_line_bytes)")
 
-    def _no_answer(self, response: httpx2.Response, refusal: Refusal | None = None) -> HttpRefused:
+    def _no_answer(self, response: Response, refusal: Refusal | None = None) -> HttpRefused:
         status, kind = response.status_code, media_type(response)
         match status:
             case _ if refusal is not None and refusal.undecodable is not None:

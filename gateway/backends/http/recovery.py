@@ -21,11 +21,12 @@ from gateway.backends.http.sse_events import EventParser
 from gateway.backends.session.conversation import MAX_BATCH
 from gateway.backends.session.session_state import RELISTEN_DELAY
 from gateway.errors import BackendError, BackendExited, BackendUnavailable
-from gateway.http_client import MAX_ERROR_BYTES, BodyTooLong, Undecodable, media_type, read_body
+from gateway.http_client.body import MAX_ERROR_BYTES, media_type, read_body
+from gateway.http_client.errors import BodyTooLong, Undecodable
 from gateway.proxies import CLOSE_WAIT
 
 if TYPE_CHECKING:
-    import httpx2
+    from gateway.http_client.body import Response
 
 RENEW_INTERVAL: Final = 10.0
 """Minimum seconds between two new sessions: a server that refuses each of them must not be flooded."""
@@ -97,7 +98,7 @@ class Refusal(msgspec.Struct, frozen=True):
     """The reason why it could not be read."""
 
 
-async def read_refusal(response: httpx2.Response, request_id: int | None) -> Refusal:
+async def read_refusal(response: Response, request_id: int | None) -> Refusal:
     """Read the body of a refusal; `request_id` is None for a notification."""
     status = response.status_code
     if status in _UNREAD:

@@ -10,7 +10,6 @@ import logging
 import re
 from typing import TYPE_CHECKING, Final
 
-import httpx2
 import msgspec
 
 from gateway import jsonrpc, surrogates
@@ -24,7 +23,7 @@ from gateway.errors import BackendProtocol
 if TYPE_CHECKING:
     from gateway.catalog.listing import Item, Listing
     from gateway.eras.requests import Hop
-    from gateway.http_client import AnyHeaders, HeaderList
+    from gateway.http_client.pool import HeaderList
     from gateway.inflight.pending import PendingCall
 
 BOTH_TYPES: Final = (b"accept", b"application/json, text/event-stream")
@@ -75,7 +74,7 @@ class RequestHeaders:
 
     def _prepare(self) -> None:
         self._modern = [*self._base, BOTH_TYPES, JSON_BODY]
-        self.legacy = httpx2.Headers([*self._modern, *self._session()])
+        self.legacy = [*self._modern, *self._session()]
 
     def _session(self) -> HeaderList:
         own: HeaderList = []
@@ -85,7 +84,7 @@ class RequestHeaders:
             own.append((VERSION_HEADER, self._version.encode()))
         return own
 
-    def post(self, hop: Hop, method: str, pending: PendingCall | None) -> AnyHeaders:
+    def post(self, hop: Hop, method: str, pending: PendingCall | None) -> HeaderList:
         """Return the headers of a request's POST."""
         if hop.era is Era.LEGACY:
             return self.legacy

@@ -22,12 +22,10 @@ from gateway.backends.session.session_state import SessionReconciler
 from gateway.calls import Era, Failure
 from gateway.catalog.listing import Listing
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
-from gateway.http_client import open_http_client
+from gateway.http_client.client import open_http_client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
-
-    import httpx2
 
     from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
     from gateway.errors import BackendError
-    from gateway.http_client import HttpClient
+    from gateway.http_client.client import HttpClient, Signer
     from gateway.inflight.pending import PendingCall
 
 CHECK_WAIT: Final = 5.0
@@ -196,6 +194,7 @@ class HttpSession(ABC):
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Run the session's tasks; never returns, but raises BackendError when the session is over."""
         async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self.http.run)
             self._nursery.start_soon(self._posts.run)
             self._nursery.start_soon(self.recovery.run)
             self._nursery.start_soon(self.conversation.tasks.run)
@@ -221,19 +220,19 @@ async def open_http_session(
     listener: SessionObserver,
     *,
     hop: Hop,
-    auth: httpx2.Auth | None,
+    signer: Signer | None,
     attempts: Attempts,
     timing: Timing,
 ) -> AsyncGenerator[_S]:
     """Shake hands and list; on leaving, end the session at the server.
 
-    `auth` signs every request; `attempts` says how to begin.
+    `signer` signs every request; `attempts` says how to begin.
 
     Raises:
         BackendError: the server cannot be reached, does not speak MCP, is not ready in time, or (in the body, grouped)
             went away.
     """
-    async with open_http_client(config, auth) as http:
+    async with open_http_client(config, signer) as http:
         session = kind(config, http, listener, hop, timing)
         deadline = attempts.deadline(config.connect_timeout)
         try:

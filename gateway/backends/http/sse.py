@@ -24,14 +24,9 @@ from gateway.backends.session.handshake import Attempts
 from gateway.calls import Failure
 from gateway.eras.errors import with_retry_hint
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow
-from gateway.http_client import (
-    HttpRefused,
-    media_type,
-    read_pieces,
-    retry_after,
-    same_origin,
-    skip_body,
-)
+from gateway.http_client.body import media_type, read_pieces, retry_after, skip_body
+from gateway.http_client.client import same_origin
+from gateway.http_client.errors import HttpRefused
 from gateway.lines import OversizedLine
 from gateway.proxies import via
 
@@ -40,7 +35,8 @@ if TYPE_CHECKING:
     from gateway.backends.session.contracts import SessionObserver
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
-    from gateway.http_client import HttpClient
+    from gateway.http_client.body import Response
+    from gateway.http_client.client import HttpClient
     from gateway.inflight.pending import PendingCall
 
 _OK: Final = 200
@@ -74,7 +70,7 @@ class SseSession(HttpSession):
         self._replaced = _Stream()
         self._is_renewing = False
         self._waiting: set[int] = set()
-        self._headers = httpx2.Headers([*http.base_headers, JSON_BODY])
+        self._headers = [*http.base_headers, JSON_BODY]
 
     # `gateway.backends.session.contracts.Exchanges`
 
@@ -135,7 +131,7 @@ class SseSession(HttpSession):
         self.conversation.finish(request_id, outcome)
         return False
 
-    def _refused(self, response: httpx2.Response, refusal: Refusal) -> HttpRefused:
+    def _refused(self, response: Response, refusal: Refusal) -> HttpRefused:
         status, kind = response.status_code, media_type(response)
         text = f"answered a POST with HTTP {status} and {kind or 'no content type'}{via(self.http.proxy)}"
         if refusal.undecodable is not None:
@@ -241,7 +237,7 @@ class SseSession(HttpSession):
         if stream is self._replaced:
             self._fail_unanswered(stream)
 
-    async def _read_stream(self, stream: _Stream, response: httpx2.Response) -> None:
+    async def _read_stream(self, stream: _Stream, response: Response) -> None:
         status, kind = response.status_code, media_type(response)
         if status != _OK or kind != "text/event-stream":
             text = f"answered GET with HTTP {status} and {kind or 'no content type'}, not an event stream"

@@ -15,7 +15,7 @@ import trio
 from gateway.backends.http.recovery import Verdict, judge
 from gateway.backends.http.sse_events import EventParser
 from gateway.errors import BackendExited, BackendProtocol, BackendUnavailable
-from gateway.http_client import media_type, read_pieces
+from gateway.http_client.body import media_type, read_pieces
 from gateway.lines import OversizedLine
 
 if TYPE_CHECKING:

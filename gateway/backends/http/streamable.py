@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-import httpx2
 import trio
 
 from gateway.backends.http.exchange import HttpRequest
@@ -22,7 +21,8 @@ from gateway.backends.session import handshake, lists
 from gateway.backends.session.handshake import Attempts
 from gateway.calls import Era
 from gateway.errors import BackendError, BackendTooSlow
-from gateway.http_client import HttpRefused, skip_body
+from gateway.http_client.body import skip_body
+from gateway.http_client.errors import HttpRefused
 
 if TYPE_CHECKING:
     from gateway.backends.http.recovery import Timing
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
-    from gateway.http_client import AnyHeaders, HttpClient
+    from gateway.http_client.client import HttpClient
+    from gateway.http_client.pool import HeaderList
     from gateway.inflight.pending import PendingCall
 
 MAX_PENDING_CANCELS: Final = 1_000
 """Concurrent cancellations; a server that accepts none of them is sent no further ones."""
+
+_BAD_REQUEST: Final = 400
 
 log = logging.getLogger("gateway.backend")
 
@@ -96,11 +99,11 @@ class StreamableSession(HttpSession):
 
     # `gateway.backends.http.exchange.SessionContext`
 
-    def headers(self, method: str, pending: PendingCall | None) -> AnyHeaders:
+    def headers(self, method: str, pending: PendingCall | None) -> HeaderList:
         """Return the headers of a request's POST."""
         return self._headers.post(self.conversation.hop, method, pending)
 
-    def stream_headers(self, last_id: bytes) -> AnyHeaders:
+    def stream_headers(self, last_id: bytes) -> HeaderList:
         """Return the headers of a legacy GET."""
         return self._headers.get(last_id)
 
@@ -123,7 +126,7 @@ class StreamableSession(HttpSession):
     async def _deliver(self, data: bytes) -> None:
         async with self.http.exchange("POST", self._headers.legacy, data) as response:
             status = response.status_code
-            if status < httpx2.codes.BAD_REQUEST:
+            if status < _BAD_REQUEST:
                 await skip_body(response)
                 return
             refusal = await read_refusal(response, None)

@@ -13,7 +13,8 @@ import trio
 
 from gateway.calls import Complete, Era, Failure
 from gateway.errors import BackendProtocol, BackendUnavailable
-from gateway.http_client import PIECE_BYTES, BodyDecoder, Undecodable
+from gateway.http_client.body import PIECE_BYTES, BodyDecoder
+from gateway.http_client.errors import Undecodable
 from gateway.oauth_client.http import OAuthHttp
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer, text
 from tests.support.http_sessions import Received, call, make_config, open_session, text_of

@@ -16,7 +16,7 @@ from gateway.backends.session.handshake import ServerIntroduction
 from gateway.backends.session.session_state import DesiredState
 from gateway.calls import Complete, Era, Failure
 from gateway.errors import BackendError, BackendExited, BackendProtocol
-from gateway.http_client import open_http_client
+from gateway.http_client.client import open_http_client
 from tests.faults.corpus.sessions import LOSSES, UNRELATED, Loss
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer, text
 from tests.support.http_sessions import HOP, Received, call, make_config, open_session, outcome, start_call, text_of

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.calls import Era
 from gateway.eras.errors import to_wire
-from gateway.http_client import MAX_RETRY_AFTER, retry_after
+from gateway.http_client.body import MAX_RETRY_AFTER, retry_after
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer
 from tests.support.http_sessions import call, open_session
 

@@ -13,13 +13,14 @@ import h11
 import pytest
 import trio
 
-from gateway import http_client, jsonrpc
+from gateway import jsonrpc
 from gateway.backends.http.detect import HttpOpener
 from gateway.backends.http.recovery import Timing
 from gateway.calls import Era, Failure, Notification
 from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
-from gateway.http_client import MAX_COOKIE_BYTES, MAX_COOKIES, HttpRefused
+from gateway.http_client.client import MAX_COOKIE_BYTES, MAX_COOKIES, MAX_REDIRECTS
+from gateway.http_client.errors import HttpRefused
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, open_peer, text, tool
 from tests.support.gateway_process import PEERS
 from tests.support.http_sessions import Received, call, open_session, outcome, result_of, start_call, text_of
@@ -520,7 +521,7 @@ async def test_any_other_redirect_is_a_clear_error(status: int, where: str, says
             async with open_session(peer.url, headers={"Authorization": "secret"}):
                 pytest.fail("opened")
         assert says in caught.value.reason
-        assert len(peer.requests) <= 2 * (http_client.MAX_REDIRECTS + 1)
+        assert len(peer.requests) <= 2 * (MAX_REDIRECTS + 1)
 
 
 # -- servers that are not there ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import trio
 
 from gateway.config import ServerConfig
 from gateway.errors import BackendError
-from gateway.http_client import open_http_client
+from gateway.http_client.client import open_http_client
 from tests.support.certificates import make_certificate
 
 if TYPE_CHECKING:

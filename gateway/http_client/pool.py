@@ -1,0 +1,268 @@
+"""Connections to one server, on trio's sockets: HTTP/1.1, plain or over TLS or a Unix socket.
+
+Each request has a connection to itself until its response has been read to the end; a request that ends otherwise
+closes the connection. Invariant: a request is sent again only if the server closed the connection before all of it was
+sent, so that no handler can have run.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from gateway.budget import Budget, Share
+from gateway.errors import BackendExited, BackendProtocol, BackendUnavailable
+from gateway.http_client.errors import brief
+from gateway.http_client.response_parser import InvalidResponse, ResponseParser
+from gateway.httpd.wire import TLSWire, Wire
+from gateway.proxies import port_of
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
+    import httpx2
+
+    from gateway.config import ServerConfig
+
+KEEP_ALIVE: Final = 4.0
+"""Seconds until an idle connection is closed: common servers close theirs after 5, which must not race with a
+request."""
+MAX_KEEP_ALIVE: Final = 60.0
+"""Limit of what a server's `Keep-Alive` can make of it: middleboxes forget idle connections without a sign."""
+_TIMEOUT: Final = re.compile(r"(?:^|[\s,])timeout=(\d{1,9})", re.ASCII | re.IGNORECASE)
+
+
+HeaderList = list[tuple[bytes, bytes]]
+
+
+class _NotSent(Exception):
+    """The server closed the connection before all of the request was sent."""
+
+
+class _Connection:
+    """One connection."""
+
+    __slots__ = ("expires_at", "parser", "wire")
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.parser = ResponseParser()
+        self.expires_at = 0.0
+
+    async def send(self, request: bytes) -> None:
+        """Send a request and receive the head of its response.
+
+        Raises:
+            _NotSent, ConnectionError, InvalidResponse, TooSlowError: see `Wire.flush`.
+        """
+        wire, parser = self.wire, self.parser
+        parser.expect()
+        is_sent = True
+        try:
+            wire.send_nowait(request)
+            if wire.unsent:
+                await wire.flush()
+        except (OSError, trio.ClosedResourceError):
+            is_sent = False  # but the server may have answered before it closed the connection
+        is_silent = True
+        while not parser.is_answered:
+            data = await wire.receive()
+            if not data and is_silent and not is_sent:
+                raise _NotSent
+            if not data:
+                raise ConnectionError("the server closed it without a complete response")
+            is_silent = False
+            parser.receive(data)
+
+
+class DirectResponse:
+    """Implements `gateway.http_client.body.Response`."""
+
+    __slots__ = ("_connection", "_pool", "cookies", "headers", "status_code")
+
+    def __init__(self, pool: ConnectionPool, connection: _Connection) -> None:
+        parser = connection.parser
+        self.status_code = parser.status_code
+        self.headers = parser.headers
+        self.cookies = parser.cookies
+        self._pool = pool
+        self._connection: _Connection | None = connection
+
+    async def read_raw(self, take: Callable[[bytes], None]) -> None:
+        """Call `take` with each piece of the body.
+
+        Raises:
+            BackendExited: the connection broke.
+            BackendProtocol: the response is invalid.
+        """
+        connection = self._connection
+        if connection is None:
+            raise trio.ClosedResourceError
+        parser = connection.parser
+        while True:
+            for piece in parser.pop_pieces():
+                take(piece)
+            if parser.is_complete:
+                return
+            data = await connection.wire.receive()
+            if data:
+                try:
+                    parser.receive(data)
+                except InvalidResponse as problem:
+                    raise self._pool.violation(problem) from problem
+            else:
+                parser.receive_eof()
+                if not parser.is_complete:
+                    raise self._pool.broken("the server closed it within the response")
+
+    async def aclose(self) -> None:
+        """Return the connection to the pool, or close it if the response has not been read to its end."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._pool.release(connection, self.headers.get("keep-alive"))
+
+
+class ConnectionPool:
+    """Implements `gateway.http_client.client.Transport` without a proxy."""
+
+    def __init__(self, config: ServerConfig, url: httpx2.URL, tls: ssl.SSLContext, most: int) -> None:
+        """Make a pool of `most` connections; further requests wait for one of them."""
+        self._backend = config.name
+        self._timeout = config.connect_timeout
+        self._unix_socket = config.unix_socket
+        self._host = url.raw_host.decode("ascii")
+        self._port = port_of(url)
+        self._tls = tls if url.scheme == "https" else None
+        has_host = any(name.lower() == "host" for name in config.headers)
+        self._host_field = b"" if has_host else b"host: %b\r\n" % url.netloc.rpartition(b"@")[2]
+        self._slots = trio.Semaphore(most, max_value=most)
+        self._idle: list[_Connection] = []  # the one used last is at the end
+        self._has_idle = trio.Event()
+        self._is_closed = False
+        self._unsent = Budget(sys.maxsize)  # no more than the requests in flight, which others bound
+
+    async def run(self) -> None:
+        """Close idle connections in time, until cancelled."""
+        while True:
+            await self._has_idle.wait()
+            while self._idle:
+                await trio.sleep_until(min(connection.expires_at for connection in self._idle))
+                now = trio.current_time()
+                for connection in self._idle:
+                    if connection.expires_at <= now:
+                        connection.wire.close()
+                self._idle = [connection for connection in self._idle if connection.expires_at > now]
+            self._has_idle = trio.Event()
+
+    async def send(self, method: str, url: httpx2.URL, headers: HeaderList, content: bytes | None) -> DirectResponse:
+        """Send a request and return its response, which the caller must close.
+
+        Raises:
+            BackendUnavailable: the request was not sent.
+            BackendExited: the connection broke after the request may have been sent.
+            BackendProtocol: the response is invalid.
+        """
+        request = self._encode(method, url, headers, content)
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            await self._slots.acquire()
+        connection: _Connection | None = None
+        try:
+            while True:
+                idle = self._pop_idle()
+                connection = _Connection(await self._connect()) if idle is None else idle
+                try:
+                    await connection.send(request)
+                    return DirectResponse(self, connection)
+                except _NotSent:
+                    connection.wire.close()
+                    if idle is None:
+                        raise self.broken("the server closed it before the request was sent") from None
+        except BaseException as problem:
+            self._slots.release()
+            if connection is not None:
+                connection.wire.close()
+            if isinstance(problem, InvalidResponse):
+                raise self.violation(problem) from problem
+            if isinstance(problem, trio.TooSlowError):
+                raise self.broken(f"the server accepted no data for {self._timeout:g} s") from None
+            if isinstance(problem, ConnectionError):
+                raise self.broken(str(problem)) from None
+            raise
+
+    def broken(self, text: str) -> BackendExited:
+        """Return the error for a connection that broke."""
+        return BackendExited(self._backend, f"broke the connection: {text}")
+
+    def violation(self, problem: InvalidResponse) -> BackendProtocol:
+        """Return the error for an invalid response."""
+        return BackendProtocol(self._backend, f"violated HTTP: {brief(problem)}")
+
+    def _encode(self, method: str, url: httpx2.URL, headers: HeaderList, content: bytes | None) -> bytes:
+        fields = b"".join([b"%b: %b\r\n" % field for field in headers])
+        if fields.count(b"\n") != len(headers) or fields.count(b"\r") != len(headers) or b"\0" in fields:
+            raise BackendProtocol(self._backend, "cannot be sent a header field with control characters")
+        start = b"%b %b HTTP/1.1\r\n%b" % (method.encode("ascii"), url.raw_path, self._host_field)
+        if content is None:
+            return b"%b%b\r\n" % (start, fields)
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (start, fields, len(content), content)
+
+    def _pop_idle(self) -> _Connection | None:
+        now = trio.current_time()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.expires_at > now and not connection.wire.has_input:
+                return connection
+            connection.wire.close()
+        return None
+
+    async def _connect(self) -> Wire:
+        """Open a connection. Raises BackendUnavailable."""
+        stream: trio.SocketStream | None = None
+        wire: Wire | None = None
+        why = "connecting took longer than connect_timeout"
+        try:
+            with trio.move_on_after(self._timeout):
+                if self._unix_socket is not None:
+                    stream = await trio.open_unix_socket(self._unix_socket)
+                else:
+                    stream = await trio.open_tcp_stream(self._host, self._port or 0)
+                share = Share(self._unsent, lambda: None)
+                if self._tls is None:
+                    wire = Wire(stream, share, send_timeout=self._timeout)
+                else:
+                    secured = trio.SSLStream(stream, self._tls, server_hostname=self._host, https_compatible=True)
+                    await secured.do_handshake()
+                    wire = TLSWire(secured, share, send_timeout=self._timeout)
+        except (OSError, trio.BrokenResourceError) as problem:
+            why = brief(problem)
+        finally:
+            if wire is None and stream is not None:
+                stream.socket.close()
+        if wire is None:
+            raise BackendUnavailable(self._backend, f"cannot be reached: {why}")
+        return wire
+
+    def release(self, connection: _Connection, keep_alive: str | None) -> None:
+        """Take a connection back; `keep_alive` is the response's header field."""
+        self._slots.release()
+        parser = connection.parser
+        if not (parser.is_complete and parser.keeps_alive) or self._is_closed:
+            connection.wire.close()
+            return
+        found = None if keep_alive is None else _TIMEOUT.search(keep_alive)
+        seconds = KEEP_ALIVE if found is None else min(int(found[1]) - 1.0, MAX_KEEP_ALIVE)
+        connection.expires_at = trio.current_time() + seconds
+        self._idle.append(connection)
+        self._has_idle.set()
+
+    async def aclose(self) -> None:
+        """Close all idle connections, and those in use once their requests have ended."""
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().wire.close()
