@@ -63,9 +63,7 @@ class Transport(Protocol):
 class Signer(Protocol):
     """Signs requests, and repeats one with another token if the server asks for it."""
 
-    async def send(
-        self, send: Callable[[str], Awaitable[Response]], url: httpx2.URL, pending: PendingCall | None
-    ) -> Response:
+    async def send(self, send: Callable[[str], Awaitable[Response]], pending: PendingCall | None) -> Response:
         """Call `send` with a bearer token, or with an empty string for none, until a response is final.
 
         The other responses are closed. `pending` is the call that the request carries: its client may be asked to log
@@ -129,6 +127,8 @@ class HttpClient:
     ) -> AsyncGenerator[Response]:
         """Send a request (to `url`, else to the backend's own), and close the response when the block ends.
 
+        `url` must have the backend's origin: credentials and cookies are sent there too.
+
         `pending` is the call that it carries: its client may be asked to log in. `headers` are the complete headers,
         `base_headers` included.
 
@@ -161,7 +161,7 @@ class HttpClient:
                 response = await self._transmit(method, target, headers, content)
             else:
                 transmit = functools.partial(self._transmit, method, target, headers, content)
-                response = await self._signer.send(transmit, target, pending)
+                response = await self._signer.send(transmit, pending)
             status = response.status_code
             if status == _PROXY_LOGIN and self.proxy:
                 await response.aclose()
@@ -200,9 +200,8 @@ class HttpClient:
             if cookie := request.headers.get("cookie"):
                 headers = [*(field for field in headers if field[0].lower() != b"cookie"), (b"cookie", cookie.encode())]
         response = await self._transport.send(method, url, headers, content)
-        if cookies := response.cookies:
+        if fields := [("set-cookie", cookie) for cookie in response.cookies if cookie.isascii()]:
             sent = httpx2.Request(method, url)
-            fields = [("set-cookie", cookie) for cookie in cookies]
             self._cookies.extract_cookies(httpx2.Response(response.status_code, headers=fields, request=sent))
         return response
 

@@ -85,7 +85,11 @@ class ResponseParser:
         self._fields += 1
         if self._fields > MAX_FIELDS:
             raise InvalidResponse(f"more than {MAX_FIELDS} header fields")
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" \t")
+        key = name.decode("ascii").lower()
+        try:
+            text = value.decode().rstrip(" \t")
+        except UnicodeDecodeError:
+            text = value.decode("latin-1").rstrip(" \t")
         if key == "set-cookie":
             self.cookies.append(text)
         elif key in self.headers:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    import httpx2
-
     from gateway.config import ServerConfig
     from gateway.http_client.body import Response
     from gateway.http_client.client import Signer
@@ -55,13 +53,9 @@ class BackendSigner:
     def __init__(self, authorizer: TokenManager) -> None:
         self._authorizer = authorizer
 
-    async def send(
-        self, send: Callable[[str], Awaitable[Response]], url: httpx2.URL, pending: PendingCall | None
-    ) -> Response:
+    async def send(self, send: Callable[[str], Awaitable[Response]], pending: PendingCall | None) -> Response:
         """Send a request, and repeat a refused one with another token. Raises what `TokenManager.renew` raises."""
         authorizer = self._authorizer
-        if not authorizer.owns(url):
-            return await send("")
         used, least = authorizer.token, STORED
         while True:
             response = await send(used or "")

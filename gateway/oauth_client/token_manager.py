@@ -16,7 +16,6 @@ import msgspec
 import trio
 
 from gateway.errors import BackendError, BackendUnavailable
-from gateway.http_client.client import same_origin
 from gateway.oauth_client.login_prompt import LoginRequired
 from gateway.oauth_client.redirect_listener import PortTaken, RedirectListener, open_redirect_listener
 from gateway.oauth_client.token_store import RefreshLock, Saved
@@ -78,11 +77,6 @@ class TokenManager:
         self._files = files
         self._renewal: _Renewal | None = None
         self._wanted = trio.Event()
-        self._url = httpx2.URL(config.url or "")
-
-    def owns(self, url: httpx2.URL) -> bool:
-        """Return whether requests to this URL may carry the token."""
-        return same_origin(url, self._url)
 
     async def load(self) -> bool:
         """Load the stored token if it differs from the present one; return whether it did."""

@@ -85,6 +85,23 @@ async def test_control_characters_in_a_field_are_not_sent(value: bytes) -> None:
         assert not server.connections
 
 
+async def test_cookies_return_unless_they_break_the_rules() -> None:
+    async def script(connection: RawConnection) -> None:
+        while await connection.request():
+            await connection.send(
+                OK.replace(
+                    b"\r\n",
+                    "\r\nSet-Cookie: a=é; Path=/\r\nSet-Cookie: b=2; Path=/\r\nSet-Cookie: =; x\r\n".encode(),
+                    1,
+                )
+            )
+
+    async with open_raw_server(script) as server, client_of(server.url) as http:
+        for _ in range(2):
+            await post(http)
+        assert b"\r\ncookie: b=2\r\n" in server.requests[1]
+
+
 # -- reuse -------------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+def text_of(value: bytes) -> str:
+    """Decode the value of a field: UTF-8, or else Latin-1."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
 @dataclass
 class ParsedResponse:
     """One response, as far as it has come."""
@@ -58,7 +66,7 @@ def read_response_by_h11(parts: Iterable[bytes], *, ends: bool) -> ParsedRespons
                 if isinstance(event, h11.Response):
                     found.status = event.status_code
                     for raw_name, raw_value in event.headers:
-                        name, value = bytes(raw_name).decode("latin-1"), bytes(raw_value).decode("latin-1")
+                        name, value = bytes(raw_name).decode("ascii"), text_of(bytes(raw_value))
                         if name == "set-cookie":
                             found.cookies.append(value)
                         else:
