@@ -172,28 +172,31 @@ class ConnectionPool:
         except trio.WouldBlock:
             await self._slots.acquire()
         connection: _Connection | None = None
+        is_answered = False
         try:
             while True:
                 idle = self._pop_idle()
                 connection = _Connection(await self._connect()) if idle is None else idle
                 try:
                     await connection.send(request)
-                    return DirectResponse(self, connection)
                 except _NotSent:
                     connection.wire.close()
                     if idle is None:
                         raise self.broken("the server closed it before the request was sent") from None
-        except BaseException as problem:
-            self._slots.release()
-            if connection is not None:
-                connection.wire.close()
-            if isinstance(problem, InvalidResponse):
-                raise self.violation(problem) from problem
-            if isinstance(problem, trio.TooSlowError):
-                raise self.broken(f"the server accepted no data for {self._timeout:g} s") from None
-            if isinstance(problem, ConnectionError):
-                raise self.broken(str(problem)) from None
-            raise
+                    continue
+                is_answered = True
+                return DirectResponse(self, connection)
+        except ConnectionError as problem:
+            raise self.broken(str(problem)) from None
+        except trio.TooSlowError:
+            raise self.broken(f"the server accepted no data for {self._timeout:g} s") from None
+        except InvalidResponse as problem:
+            raise self.violation(problem) from problem
+        finally:
+            if not is_answered:
+                self._slots.release()
+                if connection is not None:
+                    connection.wire.close()
 
     def broken(self, text: str) -> BackendExited:
         """Return the error for a connection that broke."""
