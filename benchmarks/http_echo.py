@@ -1,8 +1,8 @@
-"""A backend over HTTP that is no bottleneck: `python -m benchmarks.http_echo` serves `echo` on a free port.
+"""A backend over HTTP that is no bottleneck, with the tool `echo`.
 
-It speaks both eras on trio and httptools, one task for each connection, and answers with JSON. Its address is on
-stderr, as the gateway's; it ends on SIGTERM. Requests on one connection come one after the other, as all clients send
-them here.
+`python -m benchmarks.http_echo` serves on a free port, both eras, on trio and httptools, with one task for each
+connection, and answers with JSON. Its address is on stderr, as the gateway's; it ends on SIGTERM. Requests on one
+connection must come one after the other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A backend over HTTP against one on pipes: CPU time of a call in the gateway, and calls a second over direct.
+"""A backend over HTTP compared with one on pipes.
+
+CPU time of a call in the gateway, and calls a second over direct.
 
 Method: one gateway, legacy HTTP clients, 16 connections with one session each; in turn the stdlib echo on pipes, and
 the echo over HTTP (`http_echo.py`), which is also called directly to show that it is no bottleneck. Then the server on

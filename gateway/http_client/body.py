@@ -40,7 +40,7 @@ class ResponseHead(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The header fields; names are in lower case, and fields of the same name are joined by commas."""
+        """The header fields: names in lower case, fields of one name joined by commas."""
         ...
 
 
@@ -60,7 +60,7 @@ class Response(ResponseHead, Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Return the connection to its pool if the body has been read to its end, and close it otherwise."""
+        """Return the connection to its pool; close it after an incomplete body."""
         ...
 
 

@@ -64,10 +64,10 @@ class Signer(Protocol):
     """Signs requests, and repeats one with another token if the server asks for it."""
 
     async def send(self, send: Callable[[str], Awaitable[Response]], pending: PendingCall | None) -> Response:
-        """Call `send` with a bearer token, or with an empty string for none, until a response is final.
+        """Call `send` with a bearer token, perhaps repeatedly; return the final response.
 
-        The other responses are closed. `pending` is the call that the request carries: its client may be asked to log
-        in. Raises BackendError.
+        The token may be empty. The other responses are closed. `pending` is the call that the request carries: its
+        client may be asked to log in. Raises BackendError.
         """
         ...
 
@@ -125,7 +125,7 @@ class HttpClient:
         url: httpx2.URL | None = None,
         pending: PendingCall | None = None,
     ) -> AsyncGenerator[Response]:
-        """Send a request (to `url`, else to the backend's own), and close the response when the block ends.
+        """Send a request (to `url` or the backend's own); close the response after the block.
 
         `url` must have the backend's origin: credentials and cookies are sent there too.
 

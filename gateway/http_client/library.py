@@ -72,7 +72,7 @@ class LibraryTransport:
         """Do nothing: idle connections are closed when another is needed."""
 
     async def send(self, method: str, url: httpx2.URL, headers: HeaderList, content: bytes | None) -> LibraryResponse:
-        """Send a request and return its response, which the caller must close. Raises the library's errors."""
+        """Send a request; the caller must close its response. Raises the library's errors."""
         extensions = {"timeout": self._timeout}
         request = httpx2.Request(method, url, headers=headers, content=content, extensions=extensions)
         return LibraryResponse(await self._transport.handle_async_request(request))

@@ -1,4 +1,4 @@
-"""Connections to one server, on trio's sockets: HTTP/1.1, plain or over TLS or a Unix socket.
+"""HTTP/1.1 connections to one server: plain, over TLS or over a Unix socket.
 
 Each request has a connection to itself until its response has been read to the end; a request that ends otherwise
 closes the connection. Invariant: a request is sent again only if the server closed the connection before all of it was
@@ -120,7 +120,7 @@ class DirectResponse:
                     raise self._pool.broken("the server closed it within the response")
 
     async def aclose(self) -> None:
-        """Return the connection to the pool, or close it if the response has not been read to its end."""
+        """Return the connection to the pool; close it after an incomplete response."""
         connection, self._connection = self._connection, None
         if connection is not None:
             self._pool.release(connection, self.headers.get("keep-alive"))

@@ -1,8 +1,9 @@
-"""HTTP/1.1 responses from bytes, without I/O (RFC 9112): llhttp judges the syntax, this module bounds and frames.
+"""HTTP/1.1 responses from bytes, without I/O (RFC 9112).
 
-`receive` adds bytes and `receive_eof` the end of the connection; then `is_answered` says whether the head is complete,
-`pop_pieces` returns the parts of the body since the last `receive`, and `is_complete` says whether they were the last.
-A response that breaks the protocol raises `InvalidResponse`.
+llhttp judges the syntax; this module limits and frames. `receive` adds bytes and `receive_eof` the end of the
+connection; then `is_answered` says whether the head is complete, `pop_pieces` returns the parts of the body since the
+last `receive`, and `is_complete` says whether they were the last. A response that breaks the protocol raises
+`InvalidResponse`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class InvalidResponse(Exception):
 
 
 class ResponseParser:
-    """The responses of one connection, to a GET, POST or DELETE each; interim responses are dropped."""
+    """The responses of one connection, each to a GET, POST or DELETE.
+
+    Interim responses are dropped.
+    """
 
     def __init__(self) -> None:
         self._llhttp = httptools.HttpResponseParser(self)

@@ -1,4 +1,4 @@
-"""Connections to one server: when they are reused and closed, and when a request is sent again."""
+"""Connections to one server: their reuse and their end, and requests sent again."""
 
 from __future__ import annotations
 

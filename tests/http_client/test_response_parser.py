@@ -1,4 +1,4 @@
-"""Responses byte by byte: bodies and their ends, what is refused, what is bounded, and fuzzing against h11.
+"""Responses byte by byte: framing, refusals, limits, and fuzzing against h11.
 
 Each stream of bytes goes to ours and to h11, to ours in random pieces. Every difference must be one of these:
 

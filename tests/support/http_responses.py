@@ -35,7 +35,7 @@ class ParsedResponse:
 
 
 def read_response(parts: Iterable[bytes], *, ends: bool) -> ParsedResponse:
-    """Parse with the gateway's parser, up to the end of the first response; `ends`: the connection then ends."""
+    """Parse one response with the gateway's parser; `ends`: the connection then ends."""
     parser, body, refused = ResponseParser(), b"", False
     try:
         for part in parts:
