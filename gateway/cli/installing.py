@@ -10,8 +10,6 @@ import difflib
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -21,6 +19,7 @@ from gateway.cli.flags import Command, Flag, Values
 from gateway.cli.importing import agreed
 from gateway.cli.output import CommandError, UsageError, error, print_error
 from gateway.cli.places import mask_line
+from gateway.cli.program import program_words, run_program
 from gateway.config import load_config
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 ENTRY: Final = "gateway"
 """The default name of the entry."""
 _NO_PROJECT: Final = Path("/nonexistent")
-COMMAND_TIMEOUT: Final = 60.0
-"""Seconds for a client's own command."""
 
 
 class Program(NamedTuple):
@@ -220,25 +217,14 @@ def _apply(change: Change) -> None:
         print_error(f"{change.client}: written{saved}; restart the client")
         return
     for command in change.commands:
-        shown = shlex.join(command)
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMMAND_TIMEOUT, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            raise CommandError(f"{shown}: {exc}") from None
-        if done.returncode != 0:
-            said = (done.stderr or done.stdout).decode(errors="replace").strip()
-            raise CommandError(f"{shown}: exit status {done.returncode}: {said}")
+        run_program(command)
     print_error(f"{change.client}: done; restart the client")
 
 
 def connect_command(config: Path, names: Sequence[str], *, view: str | None = None) -> list[str]:
-    """Return a client's command line, with absolute paths: clients have their own PATH."""
-    script = Path(sys.executable).with_name("mcp-gateway")
-    program = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "gateway"]
+    """Return the command line for a client, with absolute paths, since clients have their own PATH."""
     chosen = [] if view is None else ["--view", view]
-    return [*program, "connect", "--config", str(config.absolute()), *names, *chosen]
+    return [*program_words(), "connect", "--config", str(config.absolute()), *names, *chosen]
 
 
 def _is_ours(entry: Any) -> bool:
