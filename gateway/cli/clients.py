@@ -42,6 +42,8 @@ class Found(NamedTuple):
     servers: dict[str, dict[str, Any]]
     skipped: dict[str, str]
     own: list[str]
+    names: dict[str, str]
+    """The client's own name of each."""
 
 
 def places(client: str, environ: Mapping[str, str], folder: Path, platform: str = sys.platform) -> list[Path]:
@@ -68,10 +70,10 @@ def places(client: str, environ: Mapping[str, str], folder: Path, platform: str 
     }[client]
 
 
-def read_client(client: str, environ: Mapping[str, str], folder: Path, target: Path) -> Found:
+def read_client(client: str, environ: Mapping[str, str], folder: Path, target: Path | None) -> Found:
     """Read the servers of a client or file for the config `target`.
 
-    Return them with the first file's path.
+    Return them with the first file's path. Entries that run a gateway with this config are its own; without a `target`, all that run a gateway.
 
     Raises:
         CommandError: there is none, or it is invalid.
@@ -83,12 +85,11 @@ def read_client(client: str, environ: Mapping[str, str], folder: Path, target: P
         if not existing:
             problem = f"{client} has no config here; looked at {', '.join(map(str, tried))}"
             raise CommandError(problem, "name its file: mcp-gateway import FILE")
-    found = Found(existing[0], {}, {}, [])
-    seen: dict[str, str] = {}
+    found = Found(existing[0], {}, {}, [], {})
     for path in existing:
         for name, raw in _read_entries(path, folder).items():
             ours = _NOT_A_NAME.sub("-", name).strip("-")[:64] or "server"
-            first = seen.setdefault(ours, name)
+            first = found.names.setdefault(ours, name)
             if first != name:
                 found.skipped[name] = f"its name would be {ours!r} here, like that of {first!r}"
             if first != name or ours in found.servers or ours in found.skipped or ours in found.own:

@@ -80,16 +80,38 @@ class Document:
         Raises:
             CommandError: it cannot be written, or has changed since it was read.
         """
+        if backup:
+            self.save_backup()
         target = self.path.resolve()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             mode = target.stat().st_mode & 0o777 if self.data is not None else NEW_MODE
-            if backup and self.data is not None:
-                _write(target.with_name(target.name + BACKUP), self.data, mode)
             _write(target, self.text.encode(), mode, unless_changed=self)
         except OSError as exc:
-            problem = f"{self.path} cannot be written: {exc.strerror or exc}"
-            raise CommandError(problem) from None
+            raise _not_written(self.path, exc) from None
+
+    def save_backup(self) -> None:
+        """Write the text as read beside the file, if there was one. Raises CommandError."""
+        if self.data is None:
+            return
+        target = self.path.resolve()
+        try:
+            _write(target.with_name(target.name + BACKUP), self.data, target.stat().st_mode & 0o777)
+        except OSError as exc:
+            raise _not_written(self.path, exc) from None
+
+
+def _not_written(path: Path, exc: OSError) -> CommandError:
+    return CommandError(f"{path} cannot be written: {exc.strerror or exc}")
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a whole file of ours atomically, and create its directory. Raises CommandError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path.resolve(), data, NEW_MODE)
+    except OSError as exc:
+        raise _not_written(path, exc) from None
 
 
 def _write(target: Path, data: bytes, mode: int, *, unless_changed: Document | None = None) -> None:

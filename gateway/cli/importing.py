@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -27,73 +27,103 @@ from gateway.config.parse import files_of
 from gateway.config.shown import shown_config
 from gateway.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+
+class Plan(NamedTuple):
+    """The servers of a client that a config will get, and those that it has already."""
+
+    client: Found
+    new: dict[str, dict[str, Any]]
+    """What each runs, without secrets."""
+    present: list[str]
+    unset: dict[str, list[str]]
+    """The variables that new servers use and that are not set here."""
+
+
+def make_plan(client: Found, present: Container[str], config: Path) -> Plan:
+    """Sort the servers of a client; those that `serve` would refuse are added to the skipped ones."""
+    plan = Plan(client, {}, [], {})
+    for name, entry in client.servers.items():
+        if name in present:
+            plan.present.append(name)
+            continue
+        try:
+            described = describe(name, entry, config)
+        except ConfigError as exc:
+            client.skipped[name] = "; ".join(line.removeprefix(f"server {name!r}: ") for line in exc.problems)
+            continue
+        plan.new[name] = described
+        if lacking := [each for each in described["variables"] if each not in os.environ]:
+            plan.unset[name] = lacking
+    return plan
+
 
 def run(values: Values) -> int:
     """Show, ask, and write; return 1 if the user declined or a server was skipped."""
     client = read_client(values.client, os.environ, Path.cwd(), values.config)
     document = Document(values.config)
     section = section_of(document)
-    present: dict[str, Any] = document.member([section]) or {}
-    left = [name for name in client.servers if name in present and not values.force]
-    shown: dict[str, Any] = {}
-    for name in [name for name in client.servers if name not in left]:
-        try:
-            shown[name] = describe(name, client.servers[name], values.config)
-        except ConfigError as exc:
-            client.skipped[name] = "; ".join(line.removeprefix(f"server {name!r}: ") for line in exc.problems)
-    unset = {name: one["variables"] for name, one in shown.items()}
-    unset = {
-        name: lacking for name, used in unset.items() if (lacking := [each for each in used if each not in os.environ])
-    }
+    plan = make_plan(client, () if values.force else document.member([section]) or {}, values.config)
     if values.json:
-        found = {"from": str(client.path), "to": str(values.config), "servers": shown, "left_alone": left}
-        print_json(found | {"skipped": client.skipped, "own": client.own, "unset": unset})
+        found = {"from": str(client.path), "to": str(values.config), "servers": plan.new, "left_alone": plan.present}
+        print_json(found | {"skipped": client.skipped, "own": client.own, "unset": plan.unset})
     else:
-        _show(client, shown, left, unset)
+        _show(plan)
     failed = 1 if client.skipped else 0
-    if not shown:
+    if not plan.new:
         return failed
     if not (values.yes or agreed(f"write these into {values.config}, and start each once?")):
         print_error("nothing was written")
         return 1
-    for name in shown:
+    for name in plan.new:
         document.edit((section, name), client.servers[name])
     document.save()
-    print_error(f"{values.config}: added {counted(len(shown), 'server')}; starting each once to learn its lists")
+    print_error(f"{values.config}: added {counted(len(plan.new), 'server')}; starting each once to learn its lists")
+    learn(list(plan.new), values)
+    return failed
+
+
+def learn(names: list[str], values: Values) -> None:
+    """Start each of these servers of the written config once, and save its lists."""
     try:
         config = load(values.config)
     except ConfigError as exc:
         warn(f"no server was started: {exc}; see mcp-gateway check {values.config}")
-        return failed
-    found = examine(msgspec.structs.replace(config, servers={name: config.servers[name] for name in shown}), values)
-    if not values.json:
+        return
+    found = examine(msgspec.structs.replace(config, servers={name: config.servers[name] for name in names}), values)
+    if not getattr(values, "json", False):
         show(found)
-    return failed
 
 
-def _show(client: Found, shown: dict[str, Any], left: list[str], unset: dict[str, list[str]]) -> None:
-    print(f"{client.path}:")
-    for name, one in shown.items():
-        print(f"  {name}: {one['runs']}")
-        for what in ("env", "headers"):
-            if one[what]:
-                print(f"    {what}: {', '.join(f'{key}=***' for key in one[what])}")
-        if one["variables"]:
-            print(f"    variables: {', '.join(one['variables'])}")
-        for command in one["commands"]:
-            print(f"    runs for a value: {command}")
-        if one["session"]:
-            print(f"    session: {one['session']}, since {reason_for(client.servers[name])}")
-    if not shown:
-        print("  nothing new")
-    for name in client.own:
+def _show(plan: Plan) -> None:
+    print(f"{plan.client.path}:")
+    print("\n".join(lines_of(plan.new)) or "  nothing new")
+    for name in plan.client.own:
         warn(f"{name!r} is this gateway itself and is skipped")
-    for name in left:
+    for name in plan.present:
         warn(f"server {name!r} is already in the config and is left unchanged (--force replaces it)")
-    for name, why in client.skipped.items():
+    for name, why in plan.client.skipped.items():
         warn(f"server {name!r} is skipped: {why}")
-    for name, lacking in unset.items():
+    for name, lacking in plan.unset.items():
         warn(f"server {name!r} needs {', '.join(lacking)} from the environment, not set here; set before 'serve'")
+
+
+def lines_of(servers: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the lines that show servers, without secrets: what each runs, and the names of its variables."""
+    lines: list[str] = []
+    for name, one in servers.items():
+        lines.append(f"  {name}: {one['runs']}")
+        lines += [
+            f"    {what}: {', '.join(f'{key}=***' for key in one[what])}" for what in ("env", "headers") if one[what]
+        ]
+        if one["variables"]:
+            lines.append(f"    variables: {', '.join(one['variables'])}")
+        lines += [f"    runs for a value: {command}" for command in one["commands"]]
+        if one["session"]:
+            lines.append(f"    session: {one['session']}, since {one['reason']}")
+    return lines
 
 
 def describe(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:
@@ -113,6 +143,7 @@ def describe(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:
         "variables": variables_in(raw),
         "commands": list(files.commands),
         "session": raw.get("session"),
+        "reason": reason_for(raw),
     }
 
 

@@ -20,6 +20,7 @@ from gateway.cli.importing import agreed
 from gateway.cli.output import CommandError, UsageError, error, print_error
 from gateway.cli.places import mask_line
 from gateway.cli.program import program_words, run_program
+from gateway.cli.takeover import NO_PROJECT, TakeOver
 from gateway.config import load_config
 
 if TYPE_CHECKING:
@@ -27,13 +28,11 @@ if TYPE_CHECKING:
 
 ENTRY: Final = "gateway"
 """The default name of the entry."""
-_NO_PROJECT: Final = Path("/nonexistent")
 
 
 class Program(NamedTuple):
-    """A client's own command, preferred for writing; `{name}` and `{json}` are replaced by the entry's."""
+    """A client's own commands for writing; `{name}` and `{json}` are replaced by the entry's."""
 
-    name: str
     add: tuple[str, ...]
     """Arguments, followed by the server's command line unless they include `{json}`."""
     remove: tuple[str, ...]
@@ -50,7 +49,10 @@ class Client(NamedTuple):
     """Members of an entry besides its command."""
     one_list: bool = False
     """Whether command and arguments are one list."""
+    executable: str = ""
+    """The client's program, if it can be on PATH."""
     program: Program | None = None
+    """Its commands, preferred for writing."""
 
     def entry(self, command: list[str]) -> dict[str, Any]:
         """Return the client's entry for a command line."""
@@ -59,32 +61,28 @@ class Client(NamedTuple):
         return {**dict(self.members), "command": command[0], "args": command[1:]}
 
     def find_program(self) -> str | None:
-        """Return the path of the client's own command."""
-        return None if self.program is None else shutil.which(self.program.name)
+        """Return the path of the client's program."""
+        return shutil.which(self.executable) if self.executable else None
 
 
 _UNDERSCORES = ("--separator", "__")
 _SHORT = (*_UNDERSCORES, "--max-name-length", "48")
 _CLAUDE = Program(
-    "claude",
     ("mcp", "add-json", "--scope", "user", "{name}", "{json}"),
     ("mcp", "remove", "--scope", "user", "{name}"),
 )
+_CODEX = Program(("mcp", "add", "{name}", "--"), ("mcp", "remove", "{name}"))
 TABLE: Final = {
     "claude": Client("mcpServers", (*_UNDERSCORES, "--max-name-length", "64")),
-    "claude-code": Client("mcpServers", _SHORT, (("type", "stdio"),), program=_CLAUDE),
-    "cursor": Client("mcpServers", _SHORT),
-    "vscode": Client("servers", (), (("type", "stdio"),)),
-    "windsurf": Client("mcpServers", _SHORT),
-    "codex": Client(
-        "mcp_servers",
-        _UNDERSCORES,
-        program=Program("codex", ("mcp", "add", "{name}", "--"), ("mcp", "remove", "{name}")),
-    ),
+    "claude-code": Client("mcpServers", _SHORT, (("type", "stdio"),), executable="claude", program=_CLAUDE),
+    "cursor": Client("mcpServers", _SHORT, executable="cursor"),
+    "vscode": Client("servers", (), (("type", "stdio"),), executable="code"),
+    "windsurf": Client("mcpServers", _SHORT, executable="windsurf"),
+    "codex": Client("mcp_servers", _UNDERSCORES, executable="codex", program=_CODEX),
     # `gemini mcp add` parses the options of a server's command as its own, so its file is edited.
-    "gemini": Client("mcpServers", ("--max-name-length", "48")),
-    "opencode": Client("mcp", _SHORT, (("type", "local"), ("enabled", True)), one_list=True),
-    "copilot": Client("mcpServers", _UNDERSCORES, (("type", "local"), ("tools", ["*"]))),
+    "gemini": Client("mcpServers", ("--max-name-length", "48"), executable="gemini"),
+    "opencode": Client("mcp", _SHORT, (("type", "local"), ("enabled", True)), one_list=True, executable="opencode"),
+    "copilot": Client("mcpServers", _UNDERSCORES, (("type", "local"), ("tools", ["*"])), executable="copilot"),
 }
 
 
@@ -93,14 +91,18 @@ class Change(NamedTuple):
 
     client: str
     shown: str
-    document: Document | None = None
+    document: Document
     commands: Sequence[list[str]] = ()
 
 
 def install(values: Values) -> int:
     """Connect one client, or all installed ones; return 1 if one failed."""
-    load_config(values.config, environ=os.environ)  # a client would only report that its server does not start
-    return _run(values, lambda client: _install(client, values))
+    if values.config.exists() or not values.take_over:
+        load_config(values.config, environ=os.environ)  # a client would only report that its server does not start
+    take_over = TakeOver(values, Document(values.config))
+    status = _run(values, lambda client: _install(client, values, take_over), take_over.save)
+    take_over.learn()
+    return status
 
 
 def uninstall(values: Values) -> int:
@@ -108,7 +110,8 @@ def uninstall(values: Values) -> int:
     return _run(values, lambda client: _uninstall(client, values))
 
 
-def _run(values: Values, prepare: Callable[[str], Change | None]) -> int:
+def _run(values: Values, prepare: Callable[[str], Change | None], before: Callable[[], None] = lambda: None) -> int:
+    """Prepare the changes, show them, ask, call `before`, and apply them; return 1 if something failed."""
     if bool(values.client) == values.all:
         problem = "no client was given; give one, or --all" if not values.client else "give a client or --all, not both"
         raise UsageError(problem, ", ".join(CLIENTS))
@@ -146,79 +149,91 @@ def _run(values: Values, prepare: Callable[[str], Change | None]) -> int:
     if changes and not (values.yes or agreed("change this?")):
         print_error("nothing was written")
         return 1
+    before()
     for change in changes:
         _apply(change)
     return 1 if failed else 0
 
 
-def _install(client: str, values: Values) -> Change | None:
+def _install(client: str, values: Values, take_over: TakeOver) -> Change | None:
     row = TABLE[client]
     command = connect_command(values.config, row.names, view=values.view)
     document = Document(_file(client))
     keys = (row.section, values.name)
     present = document.member(keys)
     entry = row.entry(command)
-    if present == entry:
-        return None
     if present is not None and not _is_ours(present):
         problem = f"{document.path} has an entry {values.name!r} of another program"
         raise CommandError(problem, "choose another name: --name NAME")
-    if row.program is None or row.find_program() is None:
-        return _edit(client, document, keys, entry)
-    steps = [row.program.remove] if present is not None else []
-    adding = row.program.add if "{json}" in row.program.add else (*row.program.add, *command)
-    return _own_command(client, row, [*steps, adding], name=values.name, json=write_json(entry))
+    moved = take_over.offer(client, document, row.section, values.name)
+    program = row.find_program()
+    if row.program is None or program is None:
+        edits = [] if present == entry else [(values.name, entry)]
+        return _edit(client, document, row.section, [*edits, *((name, None) for name in moved)])
+    commands: list[list[str]] = []
+    if present != entry:
+        words = row.program.add if "{json}" in row.program.add else (*row.program.add, *command)
+        commands = [_filled(row.program.remove, values.name)] if present is not None else []
+        commands.append(_filled(words, values.name, write_json(entry)))
+    commands += [_filled(row.program.remove, name) for name in moved]
+    return _own_command(client, document, program, commands)
 
 
 def _uninstall(client: str, values: Values) -> Change | None:
     row = TABLE[client]
     document = Document(_file(client))
-    keys = (row.section, values.name)
-    present = document.member(keys)
+    present = document.member((row.section, values.name))
     if present is None:
         return None
     if not _is_ours(present):
         problem = f"the entry {values.name!r} in {document.path} belongs to another program"
         raise CommandError(problem, "name the entry: --name NAME")
-    if row.program is None or row.find_program() is None:
-        return _edit(client, document, keys, None)
-    return _own_command(client, row, [row.program.remove], name=values.name)
+    program = row.find_program()
+    if row.program is None or program is None:
+        return _edit(client, document, row.section, [(values.name, None)])
+    return _own_command(client, document, program, [_filled(row.program.remove, values.name)])
 
 
-def _own_command(client: str, row: Client, steps: list[tuple[str, ...]], **meanings: str) -> Change:
-    commands = [
-        [
-            row.find_program() or "",
-            *(meanings.get(word.strip("{}"), word) if word[:1] == "{" else word for word in step),
-        ]
-        for step in steps
-    ]
-    return Change(client, "\n".join(f"  runs {shlex.join(one)}" for one in commands), commands=commands)
+def _filled(words: Sequence[str], name: str, json: str = "") -> list[str]:
+    meanings = {"name": name, "json": json}
+    return [meanings[word[1:-1]] if word[:1] == "{" else word for word in words]
 
 
-def _edit(client: str, document: Document, keys: Sequence[str], entry: dict[str, Any] | None) -> Change:
+def _own_command(client: str, document: Document, program: str, steps: list[list[str]]) -> Change | None:
+    commands = [[program, *step] for step in steps]
+    shown = "\n".join(f"  runs {shlex.join(one)}" for one in commands)
+    return Change(client, shown, document, commands) if commands else None
+
+
+def _edit(
+    client: str, document: Document, section: str, edits: Sequence[tuple[str, dict[str, Any] | None]]
+) -> Change | None:
     before = document.text
-    ours = write_json({keys[-1]: entry or document.member(keys)}, 2).splitlines()
-    after = document.edit(keys, entry)
-    known = {line.strip(" ,") for line in ours}
-    changed = list(difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))[2:]
+    known: set[str] = set()
+    for name, entry in edits:
+        ours = entry or document.member((section, name))
+        if _is_ours(ours):
+            known |= {line.strip(" ,") for line in write_json({name: ours}, 2).splitlines()}
+        document.edit((section, name), entry)
+    changed = list(difflib.unified_diff(before.splitlines(), document.text.splitlines(), n=0, lineterm=""))[2:]
     lines = [
         f"  {line[0]} {line[1:] if line[1:].strip(' ,') in known else mask_line(line[1:])[0]}"
         for line in changed
         if not line.startswith("@@")
     ]
-    return Change(client, "\n".join([f"  {document.path}", *lines]), document)
+    return Change(client, "\n".join([f"  {document.path}", *lines]), document) if edits else None
 
 
 def _apply(change: Change) -> None:
-    if change.document is not None:
+    saved = f"; before: {change.document.path.name}{BACKUP}" if change.document.data is not None else ""
+    if not change.commands:
         change.document.save(backup=True)
-        saved = f"; before: {change.document.path.name}{BACKUP}" if change.document.data is not None else ""
         print_error(f"{change.client}: written{saved}; restart the client")
         return
+    change.document.save_backup()
     for command in change.commands:
         run_program(command)
-    print_error(f"{change.client}: done; restart the client")
+    print_error(f"{change.client}: done{saved}; restart the client")
 
 
 def connect_command(config: Path, names: Sequence[str], *, view: str | None = None) -> list[str]:
@@ -233,8 +248,8 @@ def _is_ours(entry: Any) -> bool:
 
 def _file(client: str) -> Path:
     """Return the user's file, not a project's; of several, an existing one."""
-    found = places(client, os.environ, _NO_PROJECT)
-    own = [path for path in found if not path.is_relative_to(_NO_PROJECT)]
+    found = places(client, os.environ, NO_PROJECT)
+    own = [path for path in found if not path.is_relative_to(NO_PROJECT)]
     return next((path for path in own if path.is_file()), own[0])
 
 
@@ -251,6 +266,7 @@ COMMANDS = (
             CLIENT,
             Flag("--config", "the gateway's config file", "FILE", parse=Path, required=True),
             Flag("--view", "what the client sees: this view of the config", "NAME"),
+            Flag("--take-over", "move the client's servers to the config; asked at a terminal otherwise", switch=True),
             ALL,
             NAME,
             YES,
