@@ -27,6 +27,7 @@ COMMANDS = {
     "import": "importing",
     "install": "installing",
     "uninstall": "installing",
+    "service": "service",
     "add": "adding",
     "remove": "adding",
     "ps": "ps",
