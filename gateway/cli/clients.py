@@ -73,7 +73,8 @@ def places(client: str, environ: Mapping[str, str], folder: Path, platform: str 
 def read_client(client: str, environ: Mapping[str, str], folder: Path, target: Path | None) -> Found:
     """Read the servers of a client or file for the config `target`.
 
-    Return them with the first file's path. Entries that run a gateway with this config are its own; without a `target`, all that run a gateway.
+    Return them with the first file's path. Entries that run a gateway with this config are its own; without a `target`
+    all that run a gateway are.
 
     Raises:
         CommandError: there is none, or it is invalid.

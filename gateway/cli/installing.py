@@ -22,6 +22,7 @@ from gateway.cli.places import mask_line
 from gateway.cli.program import program_words, run_program
 from gateway.cli.takeover import NO_PROJECT, TakeOver
 from gateway.config import load_config
+from gateway.store import default_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,6 +48,8 @@ class Client(NamedTuple):
     """Options of `connect` for the tool names that it accepts."""
     members: tuple[tuple[str, Any], ...] = ()
     """Members of an entry besides its command."""
+    forwards: str = ""
+    """The member for variables, if it does not pass all of its own on: a list of names, or `env` of references."""
     one_list: bool = False
     """Whether command and arguments are one list."""
     executable: str = ""
@@ -54,11 +57,14 @@ class Client(NamedTuple):
     program: Program | None = None
     """Its commands, preferred for writing."""
 
-    def entry(self, command: list[str]) -> dict[str, Any]:
-        """Return the client's entry for a command line."""
+    def entry(self, command: list[str], variables: list[str]) -> dict[str, Any]:
+        """Return the client's entry for a command line that needs these variables."""
         if self.one_list:
             return {**dict(self.members), "command": command}
-        return {**dict(self.members), "command": command[0], "args": command[1:]}
+        entry = {**dict(self.members), "command": command[0], "args": command[1:]}
+        if self.forwards and variables:
+            entry[self.forwards] = variables if self.forwards != "env" else {name: f"${name}" for name in variables}
+        return entry
 
     def find_program(self) -> str | None:
         """Return the path of the client's program."""
@@ -78,9 +84,9 @@ TABLE: Final = {
     "cursor": Client("mcpServers", _SHORT, executable="cursor"),
     "vscode": Client("servers", (), (("type", "stdio"),), executable="code"),
     "windsurf": Client("mcpServers", _SHORT, executable="windsurf"),
-    "codex": Client("mcp_servers", _UNDERSCORES, executable="codex", program=_CODEX),
+    "codex": Client("mcp_servers", _UNDERSCORES, forwards="env_vars", executable="codex", program=_CODEX),
     # `gemini mcp add` parses the options of a server's command as its own, so its file is edited.
-    "gemini": Client("mcpServers", ("--max-name-length", "48"), executable="gemini"),
+    "gemini": Client("mcpServers", ("--max-name-length", "48"), forwards="env", executable="gemini"),
     "opencode": Client("mcp", _SHORT, (("type", "local"), ("enabled", True)), one_list=True, executable="opencode"),
     "copilot": Client("mcpServers", _UNDERSCORES, (("type", "local"), ("tools", ["*"])), executable="copilot"),
 }
@@ -161,13 +167,13 @@ def _install(client: str, values: Values, take_over: TakeOver) -> Change | None:
     document = Document(_file(client))
     keys = (row.section, values.name)
     present = document.member(keys)
-    entry = row.entry(command)
     if present is not None and not _is_ours(present):
         problem = f"{document.path} has an entry {values.name!r} of another program"
         raise CommandError(problem, "choose another name: --name NAME")
     moved = take_over.offer(client, document, row.section, values.name)
+    entry = row.entry(command, take_over.variables())
     program = row.find_program()
-    if row.program is None or program is None:
+    if row.program is None or program is None or row.forwards in entry:  # its command cannot write that member
         edits = [] if present == entry else [(values.name, entry)]
         return _edit(client, document, row.section, [*edits, *((name, None) for name in moved)])
     commands: list[list[str]] = []
@@ -239,6 +245,9 @@ def _apply(change: Change) -> None:
 def connect_command(config: Path, names: Sequence[str], *, view: str | None = None) -> list[str]:
     """Return the command line for a client, with absolute paths, since clients have their own PATH."""
     chosen = [] if view is None else ["--view", view]
+    state = default_directory(os.environ)
+    if state != default_directory({}):  # a client may not pass the variable on that chose it
+        chosen += ["--state-dir", str(state.absolute())]
     return [*program_words(), "connect", "--config", str(config.absolute()), *names, *chosen]
 
 

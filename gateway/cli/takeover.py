@@ -6,6 +6,7 @@ variable that is not set here, `serve` would refuse it, or the config has anothe
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from gateway.cli.importing import agreed, learn, lines_of, make_plan, section_of
 from gateway.cli.output import counted, print_error, warn
 from gateway.config import parse_config
 from gateway.config.parse import files_of
+from gateway.config.substitution import KNOWN_TO_ALL
+from gateway.relay.places import variables_in
 
 if TYPE_CHECKING:
     from gateway.cli.editing import Document
@@ -99,6 +102,11 @@ class TakeOver:
                 if found.names[name] != entry
             ],
         )
+
+    def variables(self) -> list[str]:
+        """Return the variables set here that the config and the servers that move use, and not every login sets."""
+        used = variables_in(f"{self._config.text}{json.dumps(self._servers)}".encode(errors="surrogatepass"))
+        return [name for name in used if name in os.environ and name not in KNOWN_TO_ALL]
 
     def save(self) -> None:
         """Write the config with the moved servers, once it is valid as a whole.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 DIRECTORY = "trio-mcp-gateway"
 STATE_VARIABLE = "MCP_GATEWAY_STATE_DIR"
 GATEWAYS_VARIABLE = "MCP_GATEWAY_GATEWAYS"
+RUNTIMES = "/run/user"
+"""Where systemd keeps the runtime directories of users."""
 MAX_SOCKET_PATH = 100
 """Bytes of a socket's path: the kernels take 104 to 108."""
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
@@ -48,7 +50,7 @@ class Place:
         except OSError as exc:
             text = f"{config}: {(exc.strerror or str(exc)).lower()}; check the path"
             raise RelayError(text) from None
-        names = [name.decode() for name in dict.fromkeys(_VARIABLES.findall(data))]
+        names = variables_in(data)
         self.config_digest = blake2b(data, digest_size=16).hexdigest()
         self.variables = {name: environ[name] for name in sorted(names) if name in environ}
         """The set variables among those that the config uses."""
@@ -83,13 +85,21 @@ def default_state(environ: Mapping[str, str]) -> str:
     return environ.get(STATE_VARIABLE) or os.path.join(base, DIRECTORY)
 
 
-def make_directory(environ: Mapping[str, str], state: str) -> str:
+def variables_in(config: bytes) -> list[str]:
+    """Return the names of the variables that a config's text uses."""
+    return [name.decode() for name in dict.fromkeys(_VARIABLES.findall(config))]
+
+
+def make_directory(environ: Mapping[str, str], state: str, runtimes: str = RUNTIMES) -> str:
     """Return the directory of the sockets, created if missing.
+
+    Some clients (Codex) do not pass `XDG_RUNTIME_DIR` on, so its usual value in `runtimes` is used without it too.
 
     Raises:
         RelayError: another user owns it, or can write it.
     """
-    runtime = environ.get("XDG_RUNTIME_DIR")
+    usual = os.path.join(runtimes, str(os.getuid()))
+    runtime = environ.get("XDG_RUNTIME_DIR") or (usual if os.path.isdir(usual) else None)
     directory = os.path.join(runtime, DIRECTORY) if runtime else os.path.join(state, "relays")
     try:
         if not runtime:

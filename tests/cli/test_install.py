@@ -28,7 +28,7 @@ def cli(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.chdir(tmp_path)
-    for name in ("XDG_CONFIG_HOME", "CODEX_HOME", "COPILOT_HOME"):
+    for name in ("XDG_CONFIG_HOME", "CODEX_HOME", "COPILOT_HOME", "MCP_GATEWAY_STATE_DIR", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "ours.json").write_text('{"mcpServers": {}}', encoding="utf-8")
 
@@ -130,6 +130,34 @@ def test_a_clients_own_command_does_the_writing(cli, tmp_path):
     assert "connect" in json.loads(added[-1])["args"]
     assert other[:4] == ["mcp", "add", "gateway", "--"]
     assert other[-2:] == ["--separator", "__"]
+
+
+@pytest.mark.parametrize(
+    ("client", "member", "written"),
+    [
+        ("codex", "env_vars", ["MY_KEY"]),
+        ("gemini", "env", {"MY_KEY": "$MY_KEY"}),
+        ("cursor", "env", None),
+    ],
+)
+def test_clients_pass_on_the_variables_of_the_config(cli, tmp_path, monkeypatch, client, member, written):
+    program(tmp_path, "codex", NOTE)  # its command has no option for them
+    monkeypatch.setenv("MY_KEY", SECRET)
+    env = {"A": "${MY_KEY:-}", "H": "${HOME}", "U": "${UNSET:-}"}
+    put(tmp_path / "ours.json", json.dumps({"mcpServers": {"x": {"command": "x", "env": env}}}))
+    assert cli("install", client, "--config", "ours.json", "--yes")[0] == 0
+    path = installing._file(client)
+    text = path.read_text(encoding="utf-8")
+    root = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    assert root[TABLE[client].section]["gateway"].get(member) == written
+    assert called(tmp_path) == []
+
+
+def test_another_state_directory_is_part_of_the_entry(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    assert cli("install", "cursor", "--config", "ours.json", "--yes")[0] == 0
+    args = json.loads((tmp_path / ".cursor" / "mcp.json").read_text(encoding="utf-8"))["mcpServers"]["gateway"]["args"]
+    assert args[-2:] == ["--state-dir", str(tmp_path / "other" / "trio-mcp-gateway")]
 
 
 def test_a_command_that_fails_is_reported(cli, tmp_path):
