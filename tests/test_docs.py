@@ -23,13 +23,15 @@ from gateway.cli.main import COMMANDS, find_command
 from gateway.config import parse_config
 from tests.support import guarantees
 from tests.support.gateway_process import ROOT
-from tests.support.pages import ALL, PAGES, Block, Shell, blocks, fits, sessions
+from tests.support.pages import ALL, PAGES, Block, Shell, blocks, fits
 
 EXAMPLES = ROOT / "docs" / "examples"
 TOGETHER = {
     PAGES / "tutorial" / "connect-a-client.md": [PAGES / "tutorial" / "first-gateway.md"],
 }
 """Pages that continue others, whose files are there."""
+OF_CLIENTS = {PAGES / "tutorial" / "one-gateway.md"}
+"""Pages whose sessions need real clients; tests/interop/test_install.py runs them."""
 OTHER_PROGRAMS = {"claude", "pip"}
 """What shell blocks may run besides the gateway; not run here."""
 NOT_RUN = {"text", "nginx", ""}
@@ -148,19 +150,12 @@ def test_a_program_runs(block: Block, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in ALL if any(block.language == "console" for block in blocks(page))],
+    [page for page in ALL if page not in OF_CLIENTS and any(block.language == "console" for block in blocks(page))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_the_sessions_of_a_page_run_as_shown(page: Path, tmp_path: Path) -> None:
     with Shell(tmp_path) as shell:
-        for block in [block for each in (*TOGETHER.get(page, ()), page) for block in blocks(each)]:
-            if block.title is not None:
-                shell.write(block.title.lstrip("/"), block.text)
-            elif block.language == "console" and block.page == page:
-                for command, shown in sessions(block.text):
-                    status, printed = shell.run(command)
-                    assert (status == 0) == (re.search(r"error: |exited with", shown) is None), printed
-                    assert not shown or fits(shown, printed), printed
+        shell.follow(page, *TOGETHER.get(page, ()))
 
 
 @pytest.mark.parametrize(

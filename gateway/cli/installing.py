@@ -10,6 +10,7 @@ import difflib
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -152,6 +153,7 @@ def _run(values: Values, prepare: Callable[[str], Change | None], before: Callab
         else:
             print(f"{client}:\n{change.shown}")
             changes.append(change)
+    sys.stdout.flush()  # before what stderr says of them
     if changes and not (values.yes or agreed("change this?")):
         print_error("nothing was written")
         return 1

@@ -83,9 +83,13 @@ def node_modules(name: str, *pins: str) -> Path:
 
 def node_binary(name: str, version: str) -> Path:
     """A Node of this version, whatever the machine has."""
-    machine = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine())
-    package = f"node-{sys.platform}-{machine}"
+    package = f"node-{sys.platform}-{machine()}"
     return node_modules(name, f"{package}@{version}") / package / "bin" / "node"
+
+
+def machine() -> str:
+    """The name that node has for this machine."""
+    return {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine())
 
 
 def _cached(name: str, pins: Sequence[str], install: Callable[[Path], None]) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.interop.cached import InstallError, node_modules, python_venv
+from tests.interop.cached import InstallError, machine, node_modules, python_venv
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -37,6 +37,8 @@ APPS = [
     "@modelcontextprotocol/server-system-monitor@2.0.3",
 ]
 """MCP Apps: example servers, two of them with the same page and tool, and what a host is made of."""
+
+AGENTS = ("@anthropic-ai/claude-code@2.1.328", "@openai/codex@0.169.0", "opencode-ai@1.18.33")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ def peers() -> Peers:
 def app_peers() -> AppPeers:
     with failing_test():
         return install_apps()
+
+
+@pytest.fixture(scope="session")
+def agents() -> dict[str, Path]:
+    """The programs of coding agents, by their names."""
+    with failing_test():
+        return install_agents()
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +132,17 @@ def install_apps() -> AppPeers:
         host=[node, str(CLIENTS / "app_host.mjs"), str(modules)],
         browser=[node, str(CLIENTS / "app_browser.mjs"), str(modules)],
     )
+
+
+def install_agents() -> dict[str, Path]:
+    # Their own launchers need a script that runs after the install; the programs are in packages for each machine.
+    modules = node_modules("interop/agents", *AGENTS)
+    programs = {"claude": "@anthropic-ai/claude-code-*/claude", "codex": "@openai/codex-*/vendor/*/bin/codex"}
+    programs["opencode"] = "opencode-*-baseline/bin/opencode" if machine() == "x64" else "opencode-*/bin/opencode"
+    found = {name: next(iter(sorted(modules.glob(place))), None) for name, place in programs.items()}
+    if missing := [name for name, path in found.items() if path is None]:
+        raise InstallError(f"{', '.join(missing)}: there is no program for this machine")
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def install_stateful_servers() -> dict[str, dict[str, Any]]:

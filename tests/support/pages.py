@@ -82,15 +82,13 @@ class Shell:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "work"
         self.folder.mkdir()
-        programs = folder / "bin"
-        programs.mkdir()
+        self.programs = folder / "bin"
+        self.programs.mkdir()
         stand_in = f'-P "{ROOT / "tests" / "support" / "stand_in.py"}"'
         for name, arguments in (("mcp-gateway", "-P -m gateway"), ("uvx", stand_in), ("npx", stand_in)):
-            path = programs / name
-            path.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" {arguments} "$@"\n')
-            path.chmod(0o755)
+            self.add_program(name, f'PYTHONPATH="{ROOT}" exec "{sys.executable}" {arguments} "$@"')
         self.environment = {
-            "PATH": os.pathsep.join([str(programs), "/usr/bin", "/bin"]),
+            "PATH": os.pathsep.join([str(self.programs), "/usr/bin", "/bin"]),
             "HOME": str(folder),
             "PYTHONPATH": str(ROOT),
             "MCP_GATEWAY_STATE_DIR": str(folder / "state"),
@@ -110,6 +108,22 @@ class Shell:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         return path
+
+    def add_program(self, name: str, script: str) -> None:
+        path = self.programs / name
+        path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        path.chmod(0o755)
+
+    def follow(self, page: Path, *before: Path) -> None:
+        """Run the sessions of a page and compare their output; the pages before it have its files."""
+        for block in [block for each in (*before, page) for block in blocks(each)]:
+            if block.title is not None:
+                self.write(block.title.lstrip("/"), block.text)
+            elif block.language == "console" and block.page == page:
+                for command, shown in sessions(block.text):
+                    status, printed = self.run(command)
+                    assert (status == 0) == (re.search(r"error: |exited with", shown) is None), printed
+                    assert not shown or fits(shown, printed), printed
 
     def run(self, command: str) -> tuple[int, str]:
         """Run a command to its end, or leave it serving HTTP on a free port."""
