@@ -7,6 +7,7 @@ is parsed and compared with the intended values; if they differ, nothing is writ
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import re
@@ -82,8 +83,8 @@ class Document:
         """
         if backup:
             self.save_backup()
-        target = self.path.resolve()
         try:
+            target = _target_of(self.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             mode = target.stat().st_mode & 0o777 if self.data is not None else NEW_MODE
             _write(target, self.text.encode(), mode, unless_changed=self)
@@ -94,11 +95,19 @@ class Document:
         """Write the text as read beside the file, if there was one. Raises CommandError."""
         if self.data is None:
             return
-        target = self.path.resolve()
         try:
+            target = _target_of(self.path)
             _write(target.with_name(target.name + BACKUP), self.data, target.stat().st_mode & 0o777)
         except OSError as exc:
             raise _not_written(self.path, exc) from None
+
+
+def _target_of(path: Path) -> Path:
+    """Return the file behind links. Raises OSError if they are a loop."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
 
 
 def _not_written(path: Path, exc: OSError) -> CommandError:
@@ -109,7 +118,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """Write a whole file of ours atomically, and create its directory. Raises CommandError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path.resolve(), data, NEW_MODE)
+        _write(_target_of(path), data, NEW_MODE)
     except OSError as exc:
         raise _not_written(path, exc) from None
 

@@ -19,7 +19,7 @@ from gateway.cli.doctor import examine, show
 from gateway.cli.editing import Document
 from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, load
-from gateway.cli.output import CommandError, counted, print_error, print_json, warn
+from gateway.cli.output import CommandError, counted, print_error, print_json, printable, warn
 from gateway.cli.stateful import reason_for
 from gateway.config import parse_config
 from gateway.config.files import CommandCollector
@@ -123,7 +123,7 @@ def lines_of(servers: dict[str, dict[str, Any]]) -> list[str]:
         lines += [f"    runs for a value: {command}" for command in one["commands"]]
         if one["session"]:
             lines.append(f"    session: {one['session']}, since {one['reason']}")
-    return lines
+    return [printable(line) for line in lines]
 
 
 def describe(name: str, raw: dict[str, Any], config: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gateway.cli.clients import CLIENTS, places, runs_gateway
 from gateway.cli.editing import BACKUP, Document, write_json
 from gateway.cli.flags import Command, Flag, Values
 from gateway.cli.importing import agreed
-from gateway.cli.output import CommandError, UsageError, error, print_error
+from gateway.cli.output import CommandError, UsageError, error, print_error, printable
 from gateway.cli.places import mask_line
 from gateway.cli.program import program_words, run_program
 from gateway.cli.takeover import NO_PROJECT, TakeOver
@@ -159,7 +159,13 @@ def _run(values: Values, prepare: Callable[[str], Change | None], before: Callab
         return 1
     before()
     for change in changes:
-        _apply(change)
+        try:
+            _apply(change)
+        except CommandError as exc:
+            if not values.all:
+                raise
+            error(f"{change.client}: {exc}", exc.hint)
+            failed = True
     return 1 if failed else 0
 
 
@@ -209,7 +215,7 @@ def _filled(words: Sequence[str], name: str, json: str = "") -> list[str]:
 
 def _own_command(client: str, document: Document, program: str, steps: list[list[str]]) -> Change | None:
     commands = [[program, *step] for step in steps]
-    shown = "\n".join(f"  runs {shlex.join(one)}" for one in commands)
+    shown = "\n".join(printable(f"  runs {shlex.join(one)}") for one in commands)
     return Change(client, shown, document, commands) if commands else None
 
 

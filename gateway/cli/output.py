@@ -80,6 +80,11 @@ def print_json_error(problem: GatewayError) -> None:
     print_json({"error": {"code": code, "message": str(problem), **({"hint": hint} if hint else {})}})
 
 
+def printable(text: str) -> str:
+    """Return one line of foreign text with control characters escaped, which could hide a part of it."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def counted(count: int, noun: str) -> str:
     """Return "1 server", "2 servers"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

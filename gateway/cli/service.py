@@ -178,8 +178,11 @@ def _install(values: Values) -> int:
         _stop(manager)
     for path, data in manager.files.items():
         replace_file(path, data)
-    for command in manager.start:
-        run_program(command)
+    try:
+        for command in manager.start:
+            run_program(command)
+    except CommandError as exc:
+        raise CommandError(str(exc), "the files are written; run this again in a login session of this user") from None
     print_error(f"serving at http://127.0.0.1:{values.port}/mcp; {manager.advice}")
     return 0
 

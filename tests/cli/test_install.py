@@ -100,6 +100,25 @@ def test_nothing_is_written_without_an_agreement(cli, tmp_path, monkeypatch):
     assert path.read_text(encoding="utf-8") == THEIRS
 
 
+@pytest.mark.parametrize(
+    ("target", "status"), [("real.json", 0), ("../dangling.json", 0), ("mcp.json", 1), (".", 2), (None, 1)]
+)
+def test_links_are_followed_or_refused(cli, tmp_path, target, status):
+    path = tmp_path / ".cursor" / "mcp.json"
+    put(path.with_name("real.json"), THEIRS)
+    if target is None:  # no link, but a text that is not a config
+        path.write_text("{", encoding="utf-8")
+    else:
+        path.symlink_to(target)
+    assert cli("install", "cursor", "--config", "ours.json", "--yes")[0] == status
+    if status:
+        assert path.with_name("real.json").read_text(encoding="utf-8") == THEIRS
+        assert target is not None or path.read_text(encoding="utf-8") == "{"
+    else:
+        assert "connect" in path.resolve().read_text(encoding="utf-8")
+    assert path.is_symlink() is (target is not None)
+
+
 def test_a_foreign_entry_of_that_name_stays(cli, tmp_path):
     path = put(tmp_path / ".cursor" / "mcp.json", '{"mcpServers": {"gateway": {"command": "x"}}}')
     before = path.read_text(encoding="utf-8")
@@ -165,6 +184,14 @@ def test_a_command_that_fails_is_reported(cli, tmp_path):
     status, _, err = cli("install", "codex", "--config", "ours.json", "--yes")
     assert status == 1
     assert "no such option" in err
+
+
+def test_a_client_that_fails_does_not_stop_the_others(cli, tmp_path):
+    program(tmp_path, "claude", "sys.exit('no such option')")
+    cursor = put(tmp_path / ".cursor" / "mcp.json", THEIRS)
+    status, _, err = cli("install", "--all", "--config", "ours.json", "--yes")
+    assert (status, "claude-code: " in err) == (1, True)
+    assert "connect" in cursor.read_text(encoding="utf-8")
 
 
 def test_only_present_clients_get_an_entry(cli, tmp_path):

@@ -131,7 +131,7 @@ def test_nothing_is_written_without_consent(cli, tmp_path, called):
 def test_a_managers_refusal_is_reported(cli, tmp_path, called):
     (tmp_path / "refused").write_text("daemon-reload", encoding="utf-8")
     status, _, err = cli("install", "--config", "ours.json", "--yes")
-    assert (status, "daemon-reload: exit status 1" in err) == (1, True)
+    assert (status, "daemon-reload: exit status 1" in err, "run this again" in err) == (1, True, True)
 
 
 NAMES = ["plain.json", "my config.json", 'a"b\\c.json', "50%$HOME.json", "müsli.json"]

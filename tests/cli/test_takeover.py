@@ -205,6 +205,28 @@ def test_a_working_server_is_known_afterwards(cli, tmp_path):
     assert "echo: ok" in out
 
 
+def test_a_command_cannot_hide_itself(cli, tmp_path):
+    cursor(tmp_path, k={"command": "evil\x1b[1A\x1b[2Kgood\u202e"})
+    assert "runs evil\\x1b[1A\\x1b[2Kgood\\u202e" in cli("install", "cursor", "--take-over", "--yes")[1]
+
+
+def test_a_file_that_changes_during_the_question_stays(cli, tmp_path, monkeypatch):
+    path = cursor(tmp_path, k=KEYED)
+    changed = json.dumps({"mcpServers": {"k": KEYED, "new": PLAIN}})
+
+    class Late(Typed):
+        def readline(self, *_):
+            put(path, changed)
+            return "y\n"
+
+    monkeypatch.setattr(sys, "stdin", Late())
+    status, _, err = cli("install", "cursor", "--take-over")
+    assert (status, "changed meanwhile" in err) == (1, True)
+    assert path.read_text(encoding="utf-8") == changed
+    assert cli("install", "cursor", "--take-over", "--yes")[0] == 0
+    assert servers(tmp_path / "ours.json") == {"k": KEYED, "new": PLAIN}
+
+
 @pytest.mark.parametrize("renames", range(3))
 def test_a_killed_run_loses_no_server_and_can_be_repeated(cli, tmp_path, renames):
     # The renames: our config, the backup, the client's file.
