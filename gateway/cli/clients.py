@@ -59,7 +59,7 @@ def places(client: str, environ: Mapping[str, str], folder: Path, platform: str 
     opencode = [base / f"opencode.{end}" for base in (folder, config / "opencode") for end in ("json", "jsonc")]
     return {
         "claude": [data / "Claude" / "claude_desktop_config.json"],
-        "claude-code": [folder / ".mcp.json", home / ".claude.json"],
+        "claude-code": [folder / ".mcp.json", Path(environ.get("CLAUDE_CONFIG_DIR") or home) / ".claude.json"],
         "cursor": [folder / ".cursor" / "mcp.json", home / ".cursor" / "mcp.json"],
         "vscode": [folder / ".vscode" / "mcp.json", data / "Code" / "User" / "mcp.json"],
         "windsurf": [home / ".codeium" / "windsurf" / "mcp_config.json"],

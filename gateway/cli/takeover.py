@@ -18,6 +18,7 @@ from gateway.cli.output import counted, print_error, warn
 from gateway.config import parse_config
 from gateway.config.parse import files_of
 from gateway.config.substitution import KNOWN_TO_ALL
+from gateway.errors import ConfigError
 from gateway.relay.places import variables_in
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class TakeOver:
             if moved.removed:
                 print_error(f"note: {client} has {servers} of its own; --take-over moves them to {where}")
             return []
-        print("\n".join(moved.shown))
+        if moved.removed:
+            print("\n".join(moved.shown))
         for text in moved.warnings:
             warn(text)
         if not moved.removed or (asks and not agreed(f"move {servers} of {client} to {where}?")):
@@ -85,7 +87,7 @@ class TakeOver:
                 found.skipped[name] = "it depends on the folder of the client's project"
         plan = make_plan(found, self._servers, where)
         for name in plan.present:
-            if self._servers[name] != found.servers[name]:
+            if not self._is_same(self._servers[name], found.servers[name]):
                 found.skipped[name] = f"{where} has another server of that name"
         for name, lacking in plan.unset.items():
             found.skipped.setdefault(name, f"it needs {', '.join(lacking)} from the environment, not set here")
@@ -102,6 +104,17 @@ class TakeOver:
                 if found.names[name] != entry
             ],
         )
+
+    def _is_same(self, first: Any, second: Any) -> bool:
+        """Return whether two entries mean the same server, however they are spelled."""
+        files = files_of(self._config.path, os.environ)
+        try:
+            found = [
+                parse_config({"mcpServers": {"x": each}}, environ=os.environ, files=files) for each in (first, second)
+            ]
+        except ConfigError:
+            return False
+        return found[0].servers == found[1].servers
 
     def variables(self) -> list[str]:
         """Return the variables set here that the config and the servers that move use, and not every login sets."""

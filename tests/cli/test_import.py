@@ -50,6 +50,7 @@ def cli(capsys, tmp_path, monkeypatch):
         "APPDATA",
         "CODEX_HOME",
         "COPILOT_HOME",
+        "CLAUDE_CONFIG_DIR",
         "MY_KEY",
         "K",
         "KEY",

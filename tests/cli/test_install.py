@@ -28,7 +28,14 @@ def cli(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.chdir(tmp_path)
-    for name in ("XDG_CONFIG_HOME", "CODEX_HOME", "COPILOT_HOME", "MCP_GATEWAY_STATE_DIR", "XDG_STATE_HOME"):
+    for name in (
+        "XDG_CONFIG_HOME",
+        "CODEX_HOME",
+        "COPILOT_HOME",
+        "CLAUDE_CONFIG_DIR",
+        "MCP_GATEWAY_STATE_DIR",
+        "XDG_STATE_HOME",
+    ):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "ours.json").write_text('{"mcpServers": {}}', encoding="utf-8")
 

@@ -45,7 +45,14 @@ def cli(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.chdir(tmp_path)
-    for name in ("XDG_CONFIG_HOME", "CODEX_HOME", "COPILOT_HOME", "MCP_GATEWAY_STATE_DIR", "MY_TOKEN"):
+    for name in (
+        "XDG_CONFIG_HOME",
+        "CODEX_HOME",
+        "COPILOT_HOME",
+        "CLAUDE_CONFIG_DIR",
+        "MCP_GATEWAY_STATE_DIR",
+        "MY_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     put(tmp_path / "ours.json", {"mcpServers": {}}).chmod(0o600)
 
@@ -138,11 +145,11 @@ def test_a_server_that_would_break_stays(cli, tmp_path, entry, why):
 
 
 def test_clients_with_the_same_server_share_it(cli, tmp_path):
-    first = cursor(tmp_path, same=KEYED, other=PLAIN)
+    first = cursor(tmp_path, same=KEYED | {"type": "stdio"}, other=PLAIN)
     second = put(tmp_path / ".gemini" / "settings.json", {"mcpServers": {"same": KEYED, "other": KEYED}})
     status, _, err = cli("install", "--all", "--take-over", "--yes")
     assert status == 0
-    assert servers(tmp_path / "ours.json") == {"same": KEYED, "other": PLAIN}
+    assert servers(tmp_path / "ours.json") == {"same": KEYED | {"type": "stdio"}, "other": PLAIN}
     assert [*servers(first)] == ["gateway"]
     assert sorted(servers(second)) == ["gateway", "other"]
     assert "another server of that name" in err

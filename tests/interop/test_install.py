@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+import tomllib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -69,3 +70,24 @@ def test_the_tutorial_goes_as_shown_with_real_clients(agents: dict[str, Path], t
         assert shell.run("mcp-gateway connect --config config.json --linger 0 < /dev/null")[0] == 0
         assert shell.run(f"timeout {STOP_WITHIN:.0f} tail --pid={report['pid']} -f /dev/null")[0] == 0
         assert not any(map(is_alive, processes))
+
+
+def test_real_clients_hand_over_the_server_they_have(agents: dict[str, Path], tmp_path: Path) -> None:
+    with Shell(tmp_path) as shell:
+        for name, path in agents.items():
+            shell.add_program(name, f'exec "{path}" "$@"')
+        assert shell.run("claude mcp add --scope user time -e API_KEY=secret -- uvx mcp-server-time")[0] == 0
+        assert shell.run("codex mcp add time --env API_KEY=secret -- uvx mcp-server-time")[0] == 0
+        entry = {"type": "local", "command": ["uvx", "mcp-server-time"], "environment": {"API_KEY": "secret"}}
+        opencode = shell.write("../.config/opencode/opencode.json", json.dumps({"mcp": {"time": entry}}))
+
+        status, printed = shell.run("mcp-gateway install --all --config config.json --take-over --yes")
+        assert status == 0, printed
+        assert "secret" not in printed
+        assert "time: ok" in printed
+        ours = json.loads((shell.folder / "config.json").read_text(encoding="utf-8"))["mcpServers"]
+        assert ours["time"]["env"] == {"API_KEY": "secret"}
+        claude = json.loads((tmp_path / ".claude.json").read_text(encoding="utf-8"))
+        codex = tomllib.loads((tmp_path / ".codex" / "config.toml").read_text(encoding="utf-8"))
+        left = [claude["mcpServers"], codex["mcp_servers"], json.loads(opencode.read_text(encoding="utf-8"))["mcp"]]
+        assert [list(servers) for servers in (ours, *left)] == [["time"], *[["gateway"]] * 3]

@@ -113,6 +113,20 @@ def test_uvx_finds_the_command_of_the_packages_name(release: Release, tmp_path: 
     options = ["--no-config", "--find-links", release.wheel.parent, "--constraints", release.constraints]
     command = [release.uv, "tool", "run", *options, f"trio-mcp-gateway@{VERSION}", "--version"]  # `uvx` is this
     assert run(*command, cwd=tmp_path) == f"mcp-gateway {VERSION}\n"
+    # The path of a program in uv's cache is not for the config of a client.
+    (tmp_path / "config.json").write_text('{"mcpServers": {}}', encoding="utf-8")
+    command[-1:] = ["install", "cursor", "--config", "config.json"]
+    refused = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=INSTALL_WAIT,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert refused.returncode == 1
+    assert "uv tool install trio-mcp-gateway" in refused.stderr
 
 
 def test_the_sdist_builds_the_same_wheel(release: Release, tmp_path: Path) -> None:
