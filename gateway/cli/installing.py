@@ -89,7 +89,7 @@ TABLE: Final = {
     # `gemini mcp add` parses the options of a server's command as its own, so its file is edited.
     "gemini": Client("mcpServers", ("--max-name-length", "48"), forwards="env", executable="gemini"),
     "opencode": Client("mcp", _SHORT, (("type", "local"), ("enabled", True)), one_list=True, executable="opencode"),
-    "copilot": Client("mcpServers", _UNDERSCORES, (("type", "local"), ("tools", ["*"])), executable="copilot"),
+    "copilot": Client("mcpServers", _UNDERSCORES, (("type", "local"), ("tools", ["*"]))),  # AWS has a `copilot` too
 }
 
 

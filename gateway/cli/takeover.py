@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gateway.cli.clients import read_client
 from gateway.cli.importing import agreed, learn, lines_of, make_plan, section_of
-from gateway.cli.output import counted, print_error, warn
+from gateway.cli.output import CommandError, counted, print_error, warn
 from gateway.config import parse_config
 from gateway.config.parse import files_of
 from gateway.config.substitution import KNOWN_TO_ALL
@@ -126,9 +126,12 @@ class TakeOver:
 
         Raises:
             ConfigError: it is not.
-            CommandError: its form prevents the change, or it cannot be written.
+            CommandError: it cannot be changed or written, or there is none.
         """
         if not self._new:
+            if self._config.data is None:
+                problem = f"{self._config.path} does not exist, and no server moves to it"
+                raise CommandError(problem, f"mcp-gateway add NAME --config {self._config.path} -- COMMAND")
             return
         for name in self._new:
             self._config.edit((self._section, name), self._servers[name])

@@ -193,6 +193,12 @@ def test_a_command_that_fails_is_reported(cli, tmp_path):
     assert "no such option" in err
 
 
+def test_a_client_is_found_by_its_program(cli, tmp_path):
+    program(tmp_path, "opencode", "sys.exit('its file is edited')")
+    assert cli("install", "--all", "--config", "ours.json", "--yes")[0] == 0
+    assert "connect" in (tmp_path / ".config" / "opencode" / "opencode.json").read_text(encoding="utf-8")
+
+
 def test_a_client_that_fails_does_not_stop_the_others(cli, tmp_path):
     program(tmp_path, "claude", "sys.exit('no such option')")
     cursor = put(tmp_path / ".cursor" / "mcp.json", THEIRS)

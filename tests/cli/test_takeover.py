@@ -192,6 +192,14 @@ def test_a_new_config_is_for_its_user_alone(cli, tmp_path):
     assert "chmod" not in err
 
 
+def test_a_config_that_would_be_empty_is_not_made(cli, tmp_path):
+    (tmp_path / "ours.json").unlink()
+    path = cursor(tmp_path)
+    status, _, err = cli("install", "cursor", "--take-over", "--yes")
+    assert (status, "no server moves to it" in err) == (1, True)
+    assert servers(path) == {}
+
+
 def test_a_readable_config_gets_a_warning(cli, tmp_path):
     (tmp_path / "ours.json").chmod(0o644)
     cursor(tmp_path, k=KEYED)
