@@ -22,6 +22,7 @@ SPAWNING = {"children", "contract", "faults", "interop"}
 
 
 LONGEST = (
+    "interop/test_install.py",
     "interop/test_clients.py",
     "interop/test_rows.py",
     "conformance/test_suite.py",

@@ -127,7 +127,7 @@ def launchd(command: Sequence[str], environ: Mapping[str, str]) -> Manager:
 
 def unit_word(word: str) -> str:
     """Return a word of a command line as systemd reads it: without variables and specifiers of its own."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%").replace("$", "$$")
     return escaped if _PLAIN.fullmatch(word) else f'"{escaped}"'
 
 
@@ -142,7 +142,7 @@ def run(values: Values) -> int:
         return 0 if values.action == "uninstall" else 1
     _require(manager)
     if values.action == "status":
-        return subprocess.run(manager.status, stdin=subprocess.DEVNULL, timeout=PROGRAM_TIMEOUT, check=False).returncode
+        return _show_status(manager)
     if not (values.yes or agreed(f"stop the service and remove {', '.join(installed)}?")):
         print_error("nothing was changed")
         return 1
@@ -155,6 +155,14 @@ def run(values: Values) -> int:
     return 0
 
 
+def _show_status(manager: Manager) -> int:
+    """Let the service manager print the status; return its exit code."""
+    try:
+        return subprocess.run(manager.status, stdin=subprocess.DEVNULL, timeout=PROGRAM_TIMEOUT, check=False).returncode
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise CommandError(f"{' '.join(manager.status)}: {exc}") from None
+
+
 def _install(values: Values) -> int:
     if values.config is None:
         problem = "no config file was given"
@@ -164,7 +172,7 @@ def _install(values: Values) -> int:
     served = ("serve", "--config", str(values.config.absolute()), "--transport", "http", *port)
     manager = _manager([*program_words(), *served], values.port)
     for path, data in manager.files.items():
-        print(f"# {path}\n{data.decode()}")
+        print(f"# {path}\n{data.decode()}", flush=True)
     if values.print:
         return 0
     _require(manager)

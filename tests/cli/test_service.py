@@ -134,7 +134,7 @@ def test_a_managers_refusal_is_reported(cli, tmp_path, called):
     assert (status, "daemon-reload: exit status 1" in err, "run this again" in err) == (1, True, True)
 
 
-NAMES = ["plain.json", "my config.json", 'a"b\\c.json', "50%$HOME.json", "müsli.json"]
+NAMES = ["plain.json", "my config.json", 'a"b\\c.json', "50%$HOME.json", "müsli.json", "two\nlines.json"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -162,5 +162,8 @@ def test_systemd_accepts_the_units(tmp_path):
 def words_of(line):
     """The words that systemd makes of a command line (systemd.service, "Command lines")."""
     words = re.findall(r'"((?:\\.|[^"\\])*)"|(\S+)', line)
-    plain = (re.sub(r"\\(.)", r"\1", quoted) if quoted else bare for quoted, bare in words)
+    plain = (
+        re.sub(r"\\(.)", lambda found: {"n": "\n"}.get(found[1], found[1]), quoted) if quoted else bare
+        for quoted, bare in words
+    )
     return [word.replace("%%", "%").replace("$$", "$") for word in plain]
