@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Plan(NamedTuple):
-    """The servers of a client that a config will get, and those that it has already."""
+    """The servers of a client: new ones, and those the config has."""
 
     client: Found
     new: dict[str, dict[str, Any]]
@@ -43,7 +43,10 @@ class Plan(NamedTuple):
 
 
 def make_plan(client: Found, present: Container[str], config: Path) -> Plan:
-    """Sort the servers of a client; those that `serve` would refuse are added to the skipped ones."""
+    """Sort the servers of a client.
+
+    Those that `serve` would refuse are added to the skipped ones.
+    """
     plan = Plan(client, {}, [], {})
     for name, entry in client.servers.items():
         if name in present:
@@ -111,7 +114,7 @@ def _show(plan: Plan) -> None:
 
 
 def lines_of(servers: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the lines that show servers, without secrets: what each runs, and the names of its variables."""
+    """Return the lines that show servers, without secrets."""
     lines: list[str] = []
     for name, one in servers.items():
         lines.append(f"  {name}: {one['runs']}")

@@ -118,7 +118,10 @@ def uninstall(values: Values) -> int:
 
 
 def _run(values: Values, prepare: Callable[[str], Change | None], before: Callable[[], None] = lambda: None) -> int:
-    """Prepare the changes, show them, ask, call `before`, and apply them; return 1 if something failed."""
+    """Prepare, show and apply the changes; return 1 if something failed.
+
+    `before` is called after the consent.
+    """
     if bool(values.client) == values.all:
         problem = "no client was given; give one, or --all" if not values.client else "give a client or --all, not both"
         raise UsageError(problem, ", ".join(CLIENTS))
@@ -251,7 +254,7 @@ def _apply(change: Change) -> None:
 
 
 def connect_command(config: Path, names: Sequence[str], *, view: str | None = None) -> list[str]:
-    """Return the command line for a client, with absolute paths, since clients have their own PATH."""
+    """Return the command line that a client starts."""
     chosen = [] if view is None else ["--view", view]
     state = default_directory(os.environ)
     if state != default_directory({}):  # a client may not pass the variable on that chose it

@@ -81,7 +81,7 @@ def print_json_error(problem: GatewayError) -> None:
 
 
 def printable(text: str) -> str:
-    """Return one line of foreign text with control characters escaped, which could hide a part of it."""
+    """Return a line with its control characters escaped, which could hide text."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

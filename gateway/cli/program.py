@@ -1,4 +1,4 @@
-"""Programs: this installation's own command line, for others to start, and others run to their end."""
+"""This installation's command line for others to start, and other programs run here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ PROGRAM_TIMEOUT: Final = 60.0
 
 
 def program_words() -> list[str]:
-    """Return the program and its first arguments, with absolute paths, since clients have their own PATH.
+    """Return the program and its first arguments.
+
+    The paths are absolute, since clients and services have their own PATH.
 
     Raises:
         CommandError: this environment is in a cache, as that of `uvx` is, and may be deleted.
@@ -39,7 +41,7 @@ def program_words() -> list[str]:
 
 
 def _source() -> str:
-    """Return what an installer gets this package from: its directory or URL, or its name (PEP 610)."""
+    """Return this package's source for an installer: directory, URL or name (PEP 610)."""
     try:
         found = distribution(DISTRIBUTION).read_text("direct_url.json")
     except PackageNotFoundError:

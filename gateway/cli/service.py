@@ -126,7 +126,7 @@ def launchd(command: Sequence[str], environ: Mapping[str, str]) -> Manager:
 
 
 def unit_word(word: str) -> str:
-    """Return a word of a command line as systemd reads it: without variables and specifiers of its own."""
+    """Return a word of a command line, quoted for systemd."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%").replace("$", "$$")
     return escaped if _PLAIN.fullmatch(word) else f'"{escaped}"'
 

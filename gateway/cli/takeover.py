@@ -1,4 +1,4 @@
-"""Take-over of a client's servers by `install`: they move into the gateway's config, and the client keeps the gateway.
+"""Take-over by `install`: a client's servers move to the gateway's config.
 
 A server stays in the client if moving it would break it or lose something: it depends on the client's project or on a
 variable that is not set here, `serve` would refuse it, or the config has another server of that name.
@@ -31,10 +31,12 @@ _OTHERS: Final = 0o077
 
 
 class Moved(NamedTuple):
-    """The servers that move from one client, by their names in the config, and the client's names to remove."""
+    """What moves from one client, and what to show about it."""
 
     new: dict[str, Any]
+    """The servers that the config gets."""
     removed: list[str]
+    """Their names in the client, with those of servers that the config has already."""
     shown: list[str]
     warnings: list[str]
 
@@ -51,7 +53,7 @@ class TakeOver:
         self._saved: list[str] = []
 
     def offer(self, client: str, document: Document, section: str, entry: str) -> list[str]:
-        """Show the client's servers and ask; return the names to remove from this section of its file.
+        """Show the client's servers and ask; return the names to remove.
 
         Without `--take-over` they are offered only at a terminal, and never moved without consent. `entry` is the
         name of the gateway's own entry.
@@ -76,7 +78,7 @@ class TakeOver:
         return moved.removed
 
     def _find(self, document: Document, section: str, entry: str) -> Moved:
-        """Return the servers that can move, and what to show about them and about the others."""
+        """Return the servers that can move, and what to show."""
         path, where = document.path, self._config.path
         entries: dict[str, Any] = document.member([section])
         found = read_client(str(path), os.environ, NO_PROJECT, None)
@@ -117,7 +119,7 @@ class TakeOver:
         return found[0].servers == found[1].servers
 
     def variables(self) -> list[str]:
-        """Return the variables set here that the config and the servers that move use, and not every login sets."""
+        """Return the set variables that the config and the moved servers use."""
         used = variables_in(f"{self._config.text}{json.dumps(self._servers)}".encode(errors="surrogatepass"))
         return [name for name in used if name in os.environ and name not in KNOWN_TO_ALL]
 
@@ -144,7 +146,7 @@ class TakeOver:
             warn(f"other users can read {path}, to which values of servers were moved; run chmod 600 {path}")
 
     def learn(self) -> None:
-        """Start each moved server once, so that the first list of the first client is complete."""
+        """Start each moved server once and save its lists."""
         if self._saved:
             print_error("starting each moved server once to learn its lists")
             learn(self._saved, self._values)

@@ -1,4 +1,4 @@
-"""`install --take-over`: a client's servers move to our config with consent, and none is ever lost."""
+"""`install --take-over`: servers move with consent, and none is lost."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.real("clients")
 
 TUTORIAL = PAGES / "tutorial"
+ANSWER_WITHIN = 240.0  # seconds for one command of an agent: opencode needs 7 s of CPU time
 ARGUMENTS = {"timezone": "Europe/Berlin"}
 
 
@@ -59,7 +60,7 @@ def add_agents(shell: Shell, agents: dict[str, Path], url: str) -> None:
 
 
 def test_the_tutorial_goes_as_shown_with_real_clients(agents: dict[str, Path], tmp_path: Path) -> None:
-    with run_model() as url, Shell(tmp_path) as shell:
+    with run_model() as url, Shell(tmp_path, ANSWER_WITHIN) as shell:
         add_agents(shell, agents, url)
         shell.follow(TUTORIAL / "one-gateway.md", TUTORIAL / "first-gateway.md")
         (report,) = json.loads(shell.run("mcp-gateway ps --json")[1])
@@ -73,7 +74,7 @@ def test_the_tutorial_goes_as_shown_with_real_clients(agents: dict[str, Path], t
 
 
 def test_real_clients_hand_over_the_server_they_have(agents: dict[str, Path], tmp_path: Path) -> None:
-    with Shell(tmp_path) as shell:
+    with Shell(tmp_path, ANSWER_WITHIN) as shell:
         for name, path in agents.items():
             shell.add_program(name, f'exec "{path}" "$@"')
         assert shell.run("claude mcp add --scope user time -e API_KEY=secret -- uvx mcp-server-time")[0] == 0

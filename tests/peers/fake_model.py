@@ -1,7 +1,7 @@
-"""A model for real agents: it calls the tool whose name ends as asked, and repeats the result.
+"""A stand-in for the model of real agents.
 
-`fake_model.py ENDING ARGUMENTS` prints its port. It streams answers in the formats of three APIs: Anthropic's messages,
-and OpenAI's responses and chat completions.
+`fake_model.py ENDING ARGUMENTS` prints its port. It calls the tool whose name ends so and repeats the result, in the
+formats of three APIs: Anthropic's messages, and OpenAI's responses and chat completions, all streamed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ USAGE = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2, "prompt_token
 
 
 def find_tool(body):
-    """The name of the tool to call, and of the namespace that it is in, if any."""
+    """The names of the tool to call and of its namespace, if any."""
     for tool in body.get("tools", ()):
         for one in tool.get("tools") or [tool.get("function", tool)]:
             if str(one.get("name", "")).endswith(ENDING):

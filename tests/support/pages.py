@@ -79,8 +79,9 @@ def fits(shown: str, printed: str) -> bool:
 class Shell:
     """A folder, an environment, and the gateway that runs there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, within: float = WITHIN) -> None:
         self.folder = folder / "work"
+        self.within = within
         self.folder.mkdir()
         self.programs = folder / "bin"
         self.programs.mkdir()
@@ -115,7 +116,7 @@ class Shell:
         path.chmod(0o755)
 
     def follow(self, page: Path, *before: Path) -> None:
-        """Run the sessions of a page and compare their output; the pages before it have its files."""
+        """Run the sessions of a page, whose files are in those before it."""
         for block in [block for each in (*before, page) for block in blocks(each)]:
             if block.title is not None:
                 self.write(block.title.lstrip("/"), block.text)
@@ -137,7 +138,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=WITHIN,
+            timeout=self.within,
             check=False,
         )
         return done.returncode, done.stdout
