@@ -16,6 +16,7 @@ from gateway.cli.clients import read_client
 from gateway.cli.importing import agreed, learn, lines_of, make_plan, section_of
 from gateway.cli.output import CommandError, counted, print_error, warn
 from gateway.config import parse_config
+from gateway.config.files import CommandCollector
 from gateway.config.parse import files_of
 from gateway.config.substitution import KNOWN_TO_ALL
 from gateway.errors import ConfigError
@@ -109,14 +110,15 @@ class TakeOver:
 
     def _is_same(self, first: Any, second: Any) -> bool:
         """Return whether two entries mean the same server, however they are spelled."""
-        files = files_of(self._config.path, os.environ)
-        try:
-            found = [
-                parse_config({"mcpServers": {"x": each}}, environ=os.environ, files=files) for each in (first, second)
-            ]
-        except ConfigError:
-            return False
-        return found[0].servers == found[1].servers
+        meanings: list[Any] = []
+        for entry in (first, second):
+            files = CommandCollector(files_of(self._config.path, os.environ))  # nothing is run before the consent
+            try:
+                config = parse_config({"mcpServers": {"x": entry}}, environ=os.environ, files=files)
+            except ConfigError:
+                return False
+            meanings.append((config.servers, files.commands))
+        return meanings[0] == meanings[1]
 
     def variables(self) -> list[str]:
         """Return the set variables that the config and the moved servers use."""

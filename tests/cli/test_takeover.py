@@ -130,11 +130,17 @@ def test_nothing_moves_without_consent(cli, tmp_path, words, typed, moves):
         (5, "not a valid server"),
         ({"command": "x", "call_timeout": -1, "cwd": "relative/../x\0"}, "stays"),
         ({"command": "another"}, "another server of that name"),
+        ({"command": "y", "env": {"A": "${cmd:another x}"}}, "another server of that name"),
         ({"command": "mcp-gateway", "args": ["serve", "--config", "ours.json"]}, "is a gateway too"),
     ],
 )
 def test_a_server_that_would_break_stays(cli, tmp_path, entry, why):
-    put(tmp_path / "ours.json", {"mcpServers": {"s": {"command": "y"}}} if "another" in why else {"mcpServers": {}})
+    put(
+        tmp_path / "ours.json",
+        {"mcpServers": {"s": {"command": "y", "env": {"A": "${cmd:/bin/echo}"}}}}
+        if "another" in why
+        else {"mcpServers": {}},
+    )
     path = cursor(tmp_path, s=entry, k=KEYED)
     before = servers(tmp_path / "ours.json")
     status, _, err = cli("install", "cursor", "--take-over", "--yes")
@@ -218,6 +224,15 @@ def test_a_working_server_is_known_afterwards(cli, tmp_path):
     status, out, _ = cli("install", "cursor", "--take-over", "--yes")
     assert status == 0
     assert "echo: ok" in out
+
+
+@pytest.mark.parametrize("present", [{}, {"k": {"command": "another"}}])
+def test_no_command_for_a_value_runs_without_consent(cli, tmp_path, present):
+    put(tmp_path / "ours.json", {"mcpServers": present})
+    cursor(tmp_path, k={"command": "absent-program", "env": {"T": f"${{cmd:/usr/bin/touch {tmp_path}/ran}}"}})
+    out = cli("install", "cursor", typed="n\nn\n")[1]
+    assert ("runs for a value: /usr/bin/touch" in out) is not bool(present)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_command_cannot_hide_itself(cli, tmp_path):
