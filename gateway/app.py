@@ -31,6 +31,7 @@ from gateway.reload.reloader import Reloader
 from gateway.reload.source import ConfigSource
 from gateway.runtime import GatewayRuntime
 from gateway.store import Store
+from gateway.tracing.opening import open_configured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from gateway.frontends.relays import RelayFrontend
     from gateway.processes.guard import ChildGuard
     from gateway.supervisor.fleet import Applied
+    from gateway.tracing.spans import Tracing
 
 GC_THRESHOLD: Final = 5_000
 """Allocations before a collection of the youngest generation: what a few hundred active calls hold. Python's default of
@@ -88,6 +90,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The view served on stdio, None for everything; over HTTP each view has its own endpoint."""
     names: NameChoice | None = None
     """The names that the client on stdio sees; over HTTP each client chooses its own."""
+    tracing: Tracing | None = None
+    """Begins spans; None traces nothing."""
     admin: AdminAccess | None = None
     """Access control of the management API; None allows everyone on loopback to read and no one to change."""
 
@@ -111,7 +115,7 @@ class Gateway:
         self._early = signals
         self._guard = guard
         self._store = None if options.state_directory is None else Store(options.state_directory)
-        self.runtime = GatewayRuntime(config, guard, self._store)
+        self.runtime = GatewayRuntime(config, guard, self._store, tracing=options.tracing)
         self._source = options.source or ConfigSource(None, environ={}, given=config)
         self._reloader = Reloader(self._source, self.runtime.fleet, apply=self._apply, check=self._check)
         self._all_answered = True
@@ -236,6 +240,7 @@ class Gateway:
                 guard=self._guard,
                 gauges=gauges,
                 audit_lines_dropped=lambda: self.runtime.audit.dropped,
+                spans_dropped=int if self._options.tracing is None else self._options.tracing.dropped,
             )
         return self._management
 
@@ -349,7 +354,8 @@ def set_stdio_apart() -> tuple[int, int]:
 def run(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
     """Run `serve` in its own loop; ignore later stop signals, since the program exits."""
     try:
-        return trio.run(partial(serve, config, options, ready))
+        with open_configured(os.environ) as tracing:  # which ends last: what the shutdown did is exported too
+            return trio.run(partial(serve, config, msgspec.structs.replace(options, tracing=tracing), ready))
     finally:
         for number in SIGNALS:  # at exit the interpreter restores the default, which kills, for all but ignored signals
             signal.signal(number, signal.SIG_IGN)

@@ -190,6 +190,7 @@ class Audit:
             "crash": crash,
             "bytes_in": sum(len(memoryview(span)) for span in call.params.values()),
             "bytes_out": size,
+            **({} if call.trace is None else call.trace.ids),
         }
         if settings.arguments:
             arguments = call.params.get("arguments", jsonrpc.ABSENT)

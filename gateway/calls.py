@@ -11,7 +11,7 @@ import enum
 import hashlib
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -19,7 +19,7 @@ from gateway.errors import GatewayError
 from gateway.jsonrpc import ABSENT, EMPTY_OBJECT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from gateway.jsonrpc import Id
 
@@ -193,6 +193,92 @@ def session_label(key: str) -> str:
     return key if key == "stdio" else hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
+class Trace(Protocol):
+    """The spans of a client request (`gateway.tracing`).
+
+    No method waits or raises.
+    """
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """The ids of trace and span, for logs."""
+        ...
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The HTTP headers of the request to the backend."""
+        ...
+
+    def note(self, event: str, **details: str) -> None:
+        """Add an event to the client's request."""
+        ...
+
+    def backend_ended(self, outcome: Outcome | None, reason: str | None = None) -> None:
+        """End the request to the backend, which `reason` has cancelled, if there is one."""
+        ...
+
+    def retried(self, outcome: Outcome) -> None:
+        """Note that the backend gets the call once more."""
+        ...
+
+    def responded(self, code: int | None, outcome: Outcome | None) -> None:
+        """End the client's request with its response; `code` is that of an error."""
+        ...
+
+    def cancelled(self, reason: str) -> None:
+        """End the client's request without a response, unless it has ended."""
+        ...
+
+    def suspended(self) -> None:
+        """End the client's request with *input required*; the one to the backend continues."""
+        ...
+
+    def ask(self, method: str) -> AskTrace:
+        """Begin a server request that asks the client for something on its own request's behalf."""
+        ...
+
+    def asked(self, method: str, request_id: Id, params: Mapping[str, msgspec.Raw]) -> AskTrace:
+        """Begin a server request that the backend has sent."""
+        ...
+
+
+class AskTrace(Protocol):
+    """The spans of a server request, likewise."""
+
+    def sent(self, request_id: Id) -> dict[str, str]:
+        """Note the request to the client; return the keys for its `_meta`."""
+        ...
+
+    def settled(self, reply: bytes | Failure) -> None:
+        """End them with the client's reply, or the gateway's refusal."""
+        ...
+
+
+class RequestTrace(Protocol):
+    """The span of a request of the gateway's own, likewise."""
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys for its `_meta`."""
+        ...
+
+    def ended(self, outcome: Outcome | None) -> None:
+        """End the request; without an outcome it was cancelled."""
+        ...
+
+
+class BackendTracing(Protocol):
+    """Begins the spans of requests to one backend."""
+
+    def begin_call(self, call: Call, own_name: str, request_id: int, *, era: Era, version: str) -> dict[str, str]:
+        """Begin the request that carries a client's call; return the keys for its `_meta`."""
+        ...
+
+    def begin(self, method: str, request_id: int, *, version: str, call: Call | None = None) -> RequestTrace:
+        """Begin a request of the gateway's own, perhaps about a client's call."""
+        ...
+
+
 class Call(msgspec.Struct, kw_only=True, gc=False):
     """One request on its way from a client to a backend.
 
@@ -209,6 +295,8 @@ class Call(msgspec.Struct, kw_only=True, gc=False):
     """Its name as the config forms it, if the client sees another one: for rules and the audit."""
     progress_token: Id | None = None
     """The progress token of the client; None if it wants no progress."""
+    trace: Trace | None = None
+    """The spans of the client's request; None unless tracing is configured."""
 
 
 class Complete(msgspec.Struct, frozen=True, gc=False):
@@ -254,7 +342,7 @@ class ServerRequest:
     result, or `refuse`.
     """
 
-    __slots__ = ("_observer", "_settle", "method", "on_progress", "params", "settled")
+    __slots__ = ("_observer", "_settle", "method", "on_progress", "params", "settled", "trace")
 
     def __init__(
         self,
@@ -268,6 +356,8 @@ class ServerRequest:
         self.on_progress = on_progress
         """Receives the params of the client's progress notifications about this request, if the server wants them."""
         self.settled = False
+        self.trace: AskTrace | None = None
+        """Its spans; None unless tracing is configured."""
         self._settle = settle
         self._observer: Callable[[], None] | None = None
 
@@ -286,6 +376,8 @@ class ServerRequest:
     def _end(self, reply: bytes | Failure) -> None:
         if not self.settled:
             self.settled = True
+            if self.trace is not None:
+                self.trace.settled(reply)
             self._settle(reply)
             observer, self._observer = self._observer, None
             if observer is not None:

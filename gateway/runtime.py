@@ -29,6 +29,7 @@ from gateway.errors import ConfigError
 from gateway.frontends.modern.request_state import RequestStateCodec
 from gateway.frontends.modern.suspended_calls import SuspendedCalls
 from gateway.frontends.request_handler import RequestHandler
+from gateway.frontends.traced import TracedRequestHandler
 from gateway.masking import SECRETS
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from gateway.processes.guard import ChildGuard
     from gateway.store import Store
     from gateway.supervisor.fleet import Applied
+    from gateway.tracing.spans import Tracing
 
 CLOSE_GRACE: Final = 2.0
 """Seconds for frontends to write their last responses and close, once all calls have ended."""
@@ -100,6 +102,7 @@ class GatewayRuntime:
         store: the state directory; None stores nothing.
         opener: opens backend sessions (default: a `SessionOpener`).
         fetch: sends requests to an authorization server (default: over HTTP).
+        tracing: begins spans; None traces nothing.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class GatewayRuntime:
         *,
         opener: Opener | None = None,
         fetch: Fetch | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._guard = guard
         lineage = Lineage.of(os.environ).with_own(config.gateway.name, config.source)
@@ -121,6 +125,7 @@ class GatewayRuntime:
             marker=jsonrpc.encode(lineage).decode(),
             waiting=self._calls_waiting_for,
             note_login_required=self._note_login_required,
+            tracing=tracing,
         )
         self.fleet = Fleet(config, opener or self._opener, store)
         self.audit = Audit(self.fleet)
@@ -130,7 +135,11 @@ class GatewayRuntime:
         self.unsent = Budget(MAX_UNSENT_BYTES)
         self.router = Router(self.fleet, self.access, unsent=self.unsent, note_refused=self.audit.note_refused)
         self.suspended_calls = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
-        self.handler = RequestHandler(self.router, VERSION, self.suspended_calls, lineage.names)
+        self.handler: RequestHandler
+        if tracing is None:
+            self.handler = RequestHandler(self.router, VERSION, self.suspended_calls, lineage.names)
+        else:
+            self.handler = TracedRequestHandler(self.router, VERSION, self.suspended_calls, lineage.names, tracing)
         self.stopping = trio.Event()
         """Set when the gateway begins to stop."""
         self.closing = trio.Event()

@@ -46,11 +46,13 @@ class Management:
         guard: ChildGuard | None = None,
         gauges: Mapping[str, Callable[[], int]] | None = None,
         audit_lines_dropped: Callable[[], int] = int,
+        spans_dropped: Callable[[], int] = int,
     ) -> None:
         """Create it; `gauges` reads the metrics that only the frontends know (`metrics.FAMILIES`)."""
         self.feed = Feed(router.fleet)
         self.gauges = gauges or {}
         self.audit_lines_dropped = audit_lines_dropped
+        self.spans_dropped = spans_dropped
         reloader.on_news.append(self.feed.publish_reload)
         self.closing = closing
         self.router = router

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import msgspec
 import trio
@@ -18,6 +19,8 @@ from gateway.backends.opening import EraRecords
 from gateway.backends.stdio import open_stdio
 from gateway.calls import Era
 from gateway.eras.requests import Hop
+from gateway.tracing.conventions import PIPE, Network
+from gateway.tracing.spans import BackendSpans
 from gateway.version import VERSION
 
 if TYPE_CHECKING:
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     from gateway.oauth_client.logins import Logins
     from gateway.processes.guard import ChildGuard
     from gateway.store import Store
+    from gateway.tracing.spans import Tracing
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class SessionOpener:
@@ -40,7 +46,8 @@ class SessionOpener:
 
     `name` is the gateway's name, as servers see it; `gateways` and `marker` are those of its `Lineage`. Eras and tokens
     are kept in `store`, or in memory without one. `waiting` returns the calls that wait for a backend and whose clients
-    can be asked to log in; `note_login_required` is called with a backend that waits for a person, and the reason.
+    can be asked to log in; `note_login_required` is called with a backend that waits for a person, and the reason;
+    `tracing`, if any, begins the spans of requests to backends.
     """
 
     def __init__(
@@ -54,12 +61,14 @@ class SessionOpener:
         marker: str = "",
         waiting: Callable[[str], Sequence[PendingCall]] = lambda _backend: (),
         note_login_required: Callable[[str, str], None] = lambda _backend, _reason: None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._guard = guard
         self._store = store
         self._records = EraRecords(store) if records is None else records
         self._waiting = waiting
         self._note_login_required = note_login_required
+        self._tracing = tracing
         client_info = jsonrpc.raw({"name": name, "version": VERSION})
         self._hop = Hop(era=Era.LEGACY, client_info=client_info, gateways=gateways, marker=marker)
         self._http: HttpOpener | None = None
@@ -84,6 +93,9 @@ class SessionOpener:
     ) -> AsyncGenerator[Session]:
         """Open a session; see `gateway.backends.session.interface.Opener`."""
         hop = self._hop if capabilities is None else msgspec.structs.replace(self._hop, capabilities=capabilities)
+        traced = None if self._tracing is None else BackendSpans(self._tracing, config.name, network_of(config))
+        if traced is not None:
+            hop = msgspec.structs.replace(hop, tracing=traced)
         opened: AbstractAsyncContextManager[Session]
         if config.transport == "stdio":
 
@@ -108,5 +120,24 @@ class SessionOpener:
                 opened = self._logins.open(config, partial(self._http.open, config, listener, hop=hop, era=era))
             else:
                 opened = self._http.open(config, listener, hop=hop, era=era)
-        async with opened as session:
-            yield session
+        if traced is None:
+            async with opened as session:
+                yield session
+            return
+        with traced.session() as begun:
+            async with opened as session:
+                begun(session.greeting.version)
+                yield session
+
+
+def network_of(config: ServerConfig) -> Network:
+    """Return what carries the requests to a server."""
+    if config.url is None:
+        return PIPE
+    if config.unix_socket is not None:
+        return Network("unix", "http", "1.1", str(config.unix_socket))
+    try:
+        url = urlsplit(config.url)
+        return Network("tcp", "http", "1.1", url.hostname or "", url.port or DEFAULT_PORTS.get(url.scheme, 0))
+    except ValueError:  # which its start reports
+        return Network("tcp", "http", "1.1")

@@ -13,6 +13,8 @@ import msgspec
 
 from gateway.calls import Era
 
+LISTEN: Final = "subscriptions/listen"
+
 
 class Kind(enum.Enum):
     """One kind of list: method, the result's member, the key member, feature, noun."""
@@ -112,7 +114,7 @@ METHODS: Final = (
     Method("server/discover", Role.GATEWAY, eras=_MODERN, opens=True, cacheable=True),
     Method("ping", Role.GATEWAY, eras=_LEGACY),
     Method("logging/setLevel", Role.GATEWAY, eras=_LEGACY),
-    Method("subscriptions/listen", Role.GATEWAY, eras=_MODERN),
+    Method(LISTEN, Role.GATEWAY, eras=_MODERN),
     Method("tasks/get", Role.TASK),
     Method("tasks/update", Role.TASK, eras=_MODERN),
     Method("tasks/cancel", Role.TASK),

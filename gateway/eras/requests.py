@@ -21,7 +21,9 @@ from gateway.eras.versions import LATEST_MODERN, MODERN_VERSIONS, SUPPORTED_VERS
 from gateway.errors import MAX_REASON, InvalidParams, RequestError
 
 if TYPE_CHECKING:
-    from gateway.calls import Identity
+    from collections.abc import Mapping
+
+    from gateway.calls import BackendTracing, Identity, Trace
     from gateway.jsonrpc import Id, Message
 
 _ENVELOPE: Final = jsonrpc.Names("jsonrpc", "id", "method", "params", "result", "error")
@@ -135,7 +137,7 @@ def _name(method: str, params: dict[str, msgspec.Raw]) -> str:
         raise InvalidParams(text) from None
 
 
-def legacy_call(message: Message, caller: Caller) -> Call:
+def legacy_call(message: Message, caller: Caller, trace: Trace | None = None) -> Call:
     """Read a legacy client's request; its capabilities are the session's, not the request's.
 
     Raises:
@@ -151,6 +153,7 @@ def legacy_call(message: Message, caller: Caller) -> Call:
         meta=travelling,
         caller=caller,
         progress_token=meta.progress_token(hop) if hop else None,
+        trace=trace,
     )
 
 
@@ -221,7 +224,7 @@ def _read_modern_meta(span: bytes) -> tuple[dict[str, msgspec.Raw], Id | None, C
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True):
-    """The gateway's description of itself to one backend session."""
+    """The gateway's side of one backend session: how it describes itself, and its tracing."""
 
     era: Era
     client_info: msgspec.Raw
@@ -232,16 +235,24 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     """This gateway, after those that started it."""
     marker: str = ""
     """The same for a child's environment, with the configs (`gateway.runtime.Lineage`)."""
+    tracing: BackendTracing | None = None
+    """Begins the spans of requests to the backend; None unless tracing is configured."""
 
 
 def backend_params(
-    call: Call, own_name: str, token: Id | None, hop: Hop, *, as_task: bool = False
+    call: Call,
+    own_name: str,
+    token: Id | None,
+    hop: Hop,
+    *,
+    as_task: bool = False,
+    trace_keys: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
     """Return a call's params for its backend: own name, this hop's `_meta` keys.
 
     `token` is the progress token of this hop, None if the client wants no progress; `as_task` lets the backend turn the
     call into a task, which the gateway drives. A client's own request for a task is not passed on, since clients are
-    offered none.
+    offered none. `trace_keys` replace those that the client sent.
     """
     params: dict[str, object] = dict(call.params)
     kind = OWNER_KIND.get(call.method)
@@ -256,6 +267,8 @@ def backend_params(
         members[meta.PROGRESS_TOKEN] = token
     if hop.era is Era.MODERN:
         members.update(modern_meta(hop, call.caller, as_task=as_task))
+    if trace_keys is not None:
+        members.update(trace_keys)
     if members:
         params["_meta"] = members
     return params

@@ -123,6 +123,8 @@ class CallStream:
     def close(self, reason: str = "the client cancelled the request") -> None:
         """Release the call; cancel it at its backend unless it has ended. Safe to repeat."""
         self._router.release(self._pending, reason)
+        if self.call.trace is not None:
+            self.call.trace.cancelled(reason)
 
     def drop_outcome(self) -> None:
         """Free the outcome, which has been encoded."""
@@ -151,6 +153,7 @@ class CallStream:
                 return BackendProtocol(backend, f"asked for input that this client does not support: {exc}")
             params = asks.for_legacy_client(wanted.method, params)
             ask = ServerRequest(wanted.method, params, self._answer_callback(key, wanted.method))
+            ask.trace = None if self.call.trace is None else self.call.trace.ask(wanted.method)
             missing = asks.missing_capability(self.call.caller, wanted.method, params)
             if missing is not None:
                 ask.refuse(jsonrpc.METHOD_NOT_FOUND, f"the client has not declared the capability {missing}")

@@ -63,11 +63,13 @@ class Delivery(ABC):
             return False
         if self._in_flight is not None:
             self._in_flight.replace(self.request_id, self)
+        if self._handler.tracing is not None:
+            self.call.trace = self._handler.tracing.begin_call(self.call, self.request_id)
         try:
             self._pending = self._handler.router.submit_now(self.call, sink=self, patience=self.patience())
         except GatewayError as exc:
             self._forget()
-            self.respond(*self._handler.encode_error(self.request_id, exc, caller.era))
+            self.respond(*self._handler.encode_error(self.request_id, exc, caller.era, self.call))
             return True
         if self._pending is None:
             self._forget()
@@ -96,6 +98,8 @@ class Delivery(ABC):
         """Cancel the call while it has no task; it gets no response."""
         if self._pending is not None:
             self._handler.router.release(self._pending, reason)
+        if self.call.trace is not None:
+            self.call.trace.cancelled(reason)
         self._forget()
 
     def fail(self, problem: Exception) -> None:

@@ -38,12 +38,13 @@ from gateway.router import unknown
 if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.budget import Budget
-    from gateway.calls import Identity, Outcome, Scope
+    from gateway.calls import Identity, Outcome, Scope, Trace
     from gateway.config import GatewaySettings
     from gateway.frontends.legacy.sessions import LegacySession
     from gateway.frontends.modern.suspended_calls import SuspendedCalls
     from gateway.jsonrpc import Message
     from gateway.router import Router
+    from gateway.tracing.spans import Tracing
 
 MAX_INSTRUCTIONS: Final = 32_768
 """Characters of merged instructions; they end up in a model's context."""
@@ -51,7 +52,6 @@ MAX_BATCH: Final = 64
 """Maximum messages in one batch (only protocol version 2025-03-26 has batches)."""
 MAX_HOPS: Final = 3
 """Gateways through which a client may connect; more are a loop that comparing names has not found."""
-LISTEN: Final = "subscriptions/listen"
 
 
 class _InitializeParams(msgspec.Struct):
@@ -74,6 +74,9 @@ class Listener(Protocol):
 
 class RequestHandler:
     """The gateway's own responses, shared by all frontends."""
+
+    tracing: Tracing | None = None
+    """Begins the spans of client requests (`gateway.frontends.traced`); None unless tracing is configured."""
 
     def __init__(
         self, router: Router, version: str, parking: SuspendedCalls, gateways: tuple[str, ...] = ("gateway",)
@@ -178,7 +181,7 @@ class RequestHandler:
         session.on_end.append(partial(self.fleet.mailboxes.close, session.key, session.changes.direct))
         session.on_end.append(partial(self.fleet.client_gone, session.key))
 
-    async def legacy(self, message: Message, session: LegacySession) -> bytes | CallStream:
+    async def legacy(self, message: Message, session: LegacySession, trace: Trace | None = None) -> bytes | CallStream:
         """Answer a legacy request other than `initialize`, or forward it.
 
         Raises:
@@ -210,8 +213,8 @@ class RequestHandler:
                 if method == "resources/subscribe"
                 else resource_subscriptions.unsubscribe
             )
-            return await act(self.router, session, requests.legacy_call(message, session.caller))
-        return CallStream(self.router, await self.router.submit(requests.legacy_call(message, session.caller)))
+            return await act(self.router, session, requests.legacy_call(message, session.caller, trace))
+        return CallStream(self.router, await self.router.submit(requests.legacy_call(message, session.caller, trace)))
 
     def turn_away(self, message: Message, caller: Caller, problem: GatewayError) -> None:
         """Record a call that its frontend has refused, as the router records its own refusals."""
@@ -264,12 +267,13 @@ class RequestHandler:
             return results.for_modern(InputRequired(answer), self.server_info)
         return answer
 
-    async def modern(self, call: Call) -> bytes | CallStream:
+    async def modern(self, call: Call, request_id: jsonrpc.Id = "") -> bytes | CallStream:
         """Answer a modern request other than `subscriptions/listen`, or forward it.
 
         Raises:
             GatewayError: it cannot be done; `errors.to_wire` defines the error that the client gets.
         """
+        del request_id  # for spans
         if call.caller.gateways:
             self._refuse_loop(call.caller.gateways)
         if call.method in methods.LISTED_KIND:

@@ -22,6 +22,7 @@ from gateway import jsonrpc
 from gateway.budget import Share
 from gateway.calls import ANYBODY, Era
 from gateway.eras import errors, meta, requests, versions
+from gateway.eras.methods import LISTEN
 from gateway.errors import Busy, GatewayError
 from gateway.frontends.delivery import StreamDelivery
 from gateway.frontends.legacy.batches import respond_to_batch
@@ -29,7 +30,6 @@ from gateway.frontends.legacy.notifications import handle_notification
 from gateway.frontends.legacy.sessions import STDIO, DuplicateId, InFlight, LegacySession
 from gateway.frontends.modern.subscriptions import Subscription
 from gateway.frontends.notification_queue import NotificationQueue
-from gateway.frontends.request_handler import LISTEN, RequestHandler
 from gateway.lines import READ_BYTES, BufferedWriter, LineSplitter, OversizedLine, read_some
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gateway.calls import Identity
     from gateway.catalog.snapshot import ListNews
     from gateway.frontends.legacy.sessions import ClientIntroduction
+    from gateway.frontends.request_handler import RequestHandler
     from gateway.jsonrpc import Id, Message
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -344,7 +345,7 @@ class StdioFrontend:
         call = requests.modern_call(message, identity=self._identity, session=self._session_key)
         if call.method == LISTEN:
             return await self._listen(Subscription(self._answers, request_id, call))
-        answer = await self._answers.modern(call)
+        answer = await self._answers.modern(call, request_id)
         if isinstance(answer, bytes):
             return jsonrpc.response(request_id, answer)
         delivery = StreamDelivery(self, self._answers, answer.call, request_id, None, self._in_flight)

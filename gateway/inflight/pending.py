@@ -311,6 +311,8 @@ class PendingCall:
             return
         if type(outcome) is not Complete and self._owner is not None and self._owner.take_back(self, outcome):
             self._carrier, self.was_resent = None, True
+            if self.call.trace is not None:
+                self.call.trace.retried(outcome)
             self._to(CallState.QUEUED)
             return
         self._end(CallState.DONE, outcome if self._publish is None else self._publish(self, outcome))
@@ -333,6 +335,8 @@ class PendingCall:
         """Set the outcome; notify backend (to cancel, with a reason), owner and client."""
         self._to(state)
         self.outcome, self.ended_at = outcome, trio.current_time()
+        if self.call.trace is not None:
+            self.call.trace.backend_ended(outcome, cancel_reason)
         if cancel_reason is not None:
             for ask in self._asks:
                 ask.refuse(INTERNAL_ERROR, cancel_reason)

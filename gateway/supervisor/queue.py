@@ -76,11 +76,19 @@ class CallQueue:
             raise trio.WouldBlock
         self._calls.append(pending)
         self._arrived.set()
+        if pending.call.trace is not None:
+            pending.call.trace.note("queued", backend=pending.backend)
 
     def put_back(self, *calls: PendingCall) -> None:
         """Return calls to their places in the queue."""
         self._calls = deque(sorted([*calls, *self._calls], key=lambda pending: pending.number))
         self._arrived.set()
+
+    def note_started(self) -> None:
+        """Note for the calls that wait that their backend has started."""
+        for pending in self._calls:
+            if pending.call.trace is not None and not pending.over:
+                pending.call.trace.note("backend started", backend=pending.backend)
 
     def tidy(self) -> int:
         """Drop cancelled calls; return the number of the others."""

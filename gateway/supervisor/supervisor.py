@@ -128,8 +128,7 @@ class Supervisor:
         except trio.WouldBlock:
             gate.ended(pending, None, pending.opened_at)
             counts = f"{self.in_flight} calls in flight and {self.queued} queued (max_concurrency, queue_size)"
-            text = f"backend {self.name!r} is busy: {counts}; try again"
-            raise Busy(text) from None
+            raise Busy(f"backend {self.name!r} is busy: {counts}; try again") from None
         pending.queued(self)
 
     def call_ended(self, pending: PendingCall) -> None:
@@ -150,7 +149,8 @@ class Supervisor:
         """Return a call to the queue after the backend died, if `retry` permits another attempt."""
         if not self.config.retry or self._stopping.is_set() or not may_resend(pending, outcome, self.listing):
             return False
-        sent = {"event": "call_resent", "backend": self.name, "call": pending.number}
+        ids = {} if pending.call.trace is None else pending.call.trace.ids
+        sent = {"event": "call_resent", "backend": self.name, "call": pending.number, **ids}
         log.info("backend %r: %s is sent once more", self.name, pending.own_name, extra=sent)
         self._queue.put_back(pending)
         return True
@@ -382,9 +382,8 @@ class Supervisor:
             self.gate.blame(problem, now := trio.current_time())
             self._tries_again = self.config.restart != NEVER_RESTART
             self._queue.recheck(lambda pending: self.gate.check_strikes(pending, now))
-        delay = None
-        if not isinstance(problem, BackendUnfit):  # another start does not help if the config itself is at fault
-            delay = self._backoff.failed(healthy_for, has_served=self._has_served)
+        is_unfit = isinstance(problem, BackendUnfit)  # another start does not help if the config itself is at fault
+        delay = None if is_unfit else self._backoff.failed(healthy_for, has_served=self._has_served)
         if delay is None:
             extra = {"event": "backend_failed", **fields}
             log.error("backend %r is marked failed: %s", self.name, self.last_error, extra=extra)
@@ -425,6 +424,7 @@ class Supervisor:
         self._keep_listing(session.listing, None)
         self.known.set()
         self._to(State.READY)
+        self._queue.note_started()
         self.apply_subscriptions()
         with self._serving:
             async with trio.open_nursery() as nursery:

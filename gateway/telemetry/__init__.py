@@ -6,7 +6,7 @@ one line, and it contains no secret of the config.
 """
 
 from gateway.masking import SECRETS
-from gateway.telemetry.fields import works_for
+from gateway.telemetry.fields import works_for, works_within
 from gateway.telemetry.logs import LEVELS, dropped_lines, now_iso, open_logging
 
-__all__ = ["LEVELS", "SECRETS", "dropped_lines", "now_iso", "open_logging", "works_for"]
+__all__ = ["LEVELS", "SECRETS", "dropped_lines", "now_iso", "open_logging", "works_for", "works_within"]

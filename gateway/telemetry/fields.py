@@ -6,14 +6,17 @@ nothing. A log call can override it with `extra`.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Generator, Mapping
 
-FIELDS: Final = ("call", "session", "backend", "principal")
-"""Fields of a record about its call; `session` is a label, never the id, which is a secret."""
+FIELDS: Final = ("call", "session", "backend", "principal", "trace_id", "span_id")
+"""Fields of a record about its call; `session` is a label, never the id, which is a secret. The last two are those of
+its span, if tracing is configured."""
 
 DETAILS: Final = (
     "added",
@@ -21,6 +24,7 @@ DETAILS: Final = (
     "calls",
     "changed",
     "code",
+    "count",
     "pid",
     "pids",
     "problem",
@@ -67,6 +71,8 @@ EVENTS: Final = {
     "session_not_renewed": "no new session could be opened, with `code`",
     "shutdown_begun": "the gateway starts to drain; `by` is the signal",
     "shutdown_forced": "the gateway stops immediately, because the signal `by` was repeated",
+    "spans_dropped": "`count` spans were dropped: the OpenTelemetry endpoint was too slow, or failed",
+    "tracing_off": "`OTEL_*` variables ask for tracing, which is not possible",
     "tokens_not_checked": "the authorization server could not be reached, with `code`",
     "view_removed": "the served `view` is not in the config",
 }
@@ -78,6 +84,16 @@ _works_for: ContextVar[dict[str, object] | None] = ContextVar("works_for", defau
 def works_for(**fields: object) -> None:
     """Set the log context of this task and of tasks it starts later (`FIELDS`)."""
     _works_for.set({**(_works_for.get() or {}), **fields})
+
+
+@contextmanager
+def works_within(fields: Mapping[str, object]) -> Generator[None]:
+    """Set fields of the log context for the length of a block."""
+    token = _works_for.set({**(_works_for.get() or {}), **fields})
+    try:
+        yield
+    finally:
+        _works_for.reset(token)
 
 
 def details_of(record: logging.LogRecord) -> dict[str, object]:

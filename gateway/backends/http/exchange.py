@@ -101,6 +101,8 @@ class HttpRequest:
         try:
             with self._scope:
                 if await self._attempt(first=True):
+                    if self._pending is not None and self._pending.call.trace is not None:
+                        self._pending.call.trace.note("retried")
                     await self._attempt(first=False)
         except BackendError as problem:
             conversation.finish(self.request_id, problem)

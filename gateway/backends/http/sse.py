@@ -89,6 +89,8 @@ class SseSession(HttpSession):
         """POST a request; only a refusal ends it here: its response is streamed."""
         try:
             if await self._attempt(request_id, method, body, pending, first=True):
+                if pending is not None and pending.call.trace is not None:
+                    pending.call.trace.note("retried")
                 await self._attempt(request_id, method, body, pending, first=False)
         except BackendError as problem:
             self.conversation.finish(request_id, problem)
@@ -107,7 +109,10 @@ class SseSession(HttpSession):
             if not self.conversation.waits_for(request_id):
                 return False
         generation, stream = recovery.generation, self._stream
-        async with self.http.exchange("POST", self._headers, body, url=stream.endpoint, pending=pending) as response:
+        headers = self._headers
+        if pending is not None and pending.call.trace is not None:
+            headers = httpx2.Headers([*headers.raw, *pending.call.trace.headers])
+        async with self.http.exchange("POST", headers, body, url=stream.endpoint, pending=pending) as response:
             if response.status_code < _REDIRECT:
                 await skip_body(response)
                 return False

@@ -101,7 +101,10 @@ class StreamableSession(HttpSession):
 
     def headers(self, method: str, pending: PendingCall | None) -> HeaderList:
         """Return the headers of a request's POST."""
-        return self._headers.post(self.conversation.hop, method, pending)
+        headers = self._headers.post(self.conversation.hop, method, pending)
+        if pending is None or pending.call.trace is None:
+            return headers
+        return [*(headers if isinstance(headers, list) else headers.raw), *pending.call.trace.headers]
 
     def stream_headers(self, last_id: bytes) -> HeaderList:
         """Return the headers of a legacy GET."""

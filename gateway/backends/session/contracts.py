@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from gateway.calls import Outcome
+    from gateway.calls import Outcome, RequestTrace
     from gateway.eras.methods import Kind
     from gateway.inflight.pending import PendingCall
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class PendingRequest:
     """A request of the gateway's own that waits for its response."""
 
-    __slots__ = ("acknowledged", "event", "kind", "on_problem", "opens", "outcome")
+    __slots__ = ("acknowledged", "event", "kind", "on_problem", "opens", "outcome", "trace")
 
     def __init__(
         self, kind: Kind | None, on_problem: Callable[[str], None] | None = None, *, opens: bool = False
@@ -34,11 +34,15 @@ class PendingRequest:
         self.acknowledged = trio.Event()
         """Set when a subscription has been acknowledged."""
         self.outcome: Outcome | None = None
+        self.trace: RequestTrace | None = None
+        """Its span; None unless tracing is configured."""
 
     def finish(self, outcome: Outcome) -> None:
         """Set the outcome."""
         self.outcome = outcome
         self.event.set()
+        if self.trace is not None:
+            self.trace.ended(outcome)
 
 
 class SessionObserver(Protocol):

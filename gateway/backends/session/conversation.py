@@ -24,7 +24,7 @@ from gateway.backends.stderr import ONE_LINE, SPREAD
 from gateway.calls import Complete, Era, Failure, Notification
 from gateway.catalog.salvage import salvage
 from gateway.eras import meta, requests, results
-from gateway.eras.methods import LIST_CHANGED, LISTED_KIND, OPENING
+from gateway.eras.methods import LIST_CHANGED, LISTED_KIND, LISTEN, OPENING
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
 from gateway.masking import SECRETS
 from gateway.rates import LogRate
@@ -143,7 +143,11 @@ class Conversation:
         # The id is also the progress token: both must be unique among this sender's active requests.
         token = request_id if call.progress_token is not None else None
         as_task = pending.as_task or (self.hop.era is Era.MODERN and self.tasks.needs_task(pending))
-        params = requests.backend_params(call, pending.own_name, token, self.hop, as_task=as_task)
+        hop, keys = self.hop, None
+        if hop.tracing is not None:
+            version = hop.version if hop.era is Era.MODERN else ""
+            keys = hop.tracing.begin_call(call, pending.own_name, request_id, era=hop.era, version=version)
+        params = requests.backend_params(call, pending.own_name, token, hop, as_task=as_task, trace_keys=keys)
         self._calls[request_id] = pending
         pending.sent(self, request_id, as_task=as_task)
         return jsonrpc.request(request_id, call.method, params) + b"\n"
@@ -198,7 +202,12 @@ class Conversation:
             caller = None if pending is None else pending.call.caller
             members["_meta"] = own = requests.modern_meta(self.hop, caller, as_task=pending is not None)
         if self.hop.gateways and (method in OPENING or (own and method in LISTED_KIND)):
-            members["_meta"] = {**own, meta.GATEWAYS: self.hop.gateways}
+            members["_meta"] = own = {**own, meta.GATEWAYS: self.hop.gateways}
+        if self.hop.tracing is not None and method != LISTEN:
+            version = self.hop.version if self.hop.era is Era.MODERN else ""
+            call = None if pending is None else pending.call
+            waiter.trace = self.hop.tracing.begin(method, request_id, version=version, call=call)
+            members["_meta"] = {**own, **waiter.trace.keys}
         line = jsonrpc.request(request_id, method, members) + b"\n"
         if self._closed is None:
             self._send(request_id, method, line, pending)
@@ -213,6 +222,8 @@ class Conversation:
     def end(self, request_id: int, *, reason: str | None = None) -> None:
         """Stop waiting for a response; with a reason, tell the backend to cancel."""
         waiter = self._waiters.pop(request_id, None)
+        if waiter is not None and waiter.trace is not None:
+            waiter.trace.ended(waiter.outcome)
         if waiter is None or self._closed is not None:
             return
         if reason is not None:
@@ -236,8 +247,10 @@ class Conversation:
         """
         request_id, waiter = self.begin(method, params, on_problem=on_problem)
         try:
-            with trio.move_on_after(timeout):
+            with trio.move_on_after(timeout) as patience:
                 await waiter.event.wait()
+            if patience.cancelled_caught and waiter.trace is not None:
+                waiter.trace.ended(BackendTooSlow(self.backend, f"did not answer within {timeout:g} s"))
         finally:
             answered = waiter.outcome is not None
             reason = None if answered or method == "initialize" else "the gateway stopped waiting"
@@ -382,6 +395,8 @@ class Conversation:
         pending = self._calls.pop(request_id, None)
         if pending is not None:
             if type(outcome) is not Complete and self.tasks.wants(pending, outcome):
+                if pending.call.trace is not None:
+                    pending.call.trace.retried(outcome)
                 line = self.encode_call(pending)
                 self._send(self._last_id, pending.call.method, line, pending)
                 return True

@@ -137,6 +137,7 @@ class ServerRequestRouter:
                 if len(self._elicited) > MAX_ELICITED:
                     del self._elicited[next(iter(self._elicited))]
         ask = ServerRequest(method, params, settle, report_progress if wants_progress else None)
+        ask.trace = None if owner.call.trace is None else owner.call.trace.asked(method, request_id, params)
         if len(self._open) >= MAX_OPEN:  # those of calls that ended without a response
             oldest, _ = self._open[next(iter(self._open))]
             oldest.refuse(jsonrpc.INTERNAL_ERROR, "too many later requests are open")

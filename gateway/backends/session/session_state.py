@@ -17,6 +17,7 @@ from gateway import jsonrpc
 from gateway.backends.session.contracts import wait_any
 from gateway.backends.session.handshake import change_filter, has_flag
 from gateway.calls import Complete, Era, Failure
+from gateway.eras.methods import LISTEN
 
 if TYPE_CHECKING:
     from gateway.backends.session.contracts import SessionObserver
@@ -152,7 +153,7 @@ class SessionReconciler:
         acknowledged, so that nothing is missed between them.
         """
         conversation = self._conversation
-        request_id, waiter = conversation.begin("subscriptions/listen", {"notifications": self._filter(greeting)})
+        request_id, waiter = conversation.begin(LISTEN, {"notifications": self._filter(greeting)})
         try:
             while not waiter.event.is_set():
                 await wait_any(waiter.event, self.changed)
@@ -161,7 +162,7 @@ class SessionReconciler:
                 self.changed = trio.Event()
                 old_id, old_waiter = request_id, waiter
                 features = self._filter(greeting)
-                request_id, waiter = conversation.begin("subscriptions/listen", {"notifications": features})
+                request_id, waiter = conversation.begin(LISTEN, {"notifications": features})
                 try:
                     with trio.move_on_after(ACKNOWLEDGED_WITHIN):
                         await wait_any(waiter.acknowledged, old_waiter.event)

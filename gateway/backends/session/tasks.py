@@ -263,6 +263,7 @@ class TaskDriver:
         for key, one in wanted.items():
             method = one.method
             request = ServerRequest(method, one.params, taker(key, method))
+            request.trace = None if pending.call.trace is None else pending.call.trace.ask(method)
             if method not in CAPABILITY:
                 request.refuse(jsonrpc.METHOD_NOT_FOUND, f"{method!r} is not an input request")
                 continue

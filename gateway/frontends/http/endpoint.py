@@ -65,6 +65,8 @@ class McpEndpoint:
             subscription.update_principal(principal)
 
     async def _serve(self, exchange: Exchange) -> None:
+        if self._answers.tracing is not None:
+            self._answers.tracing.arrived(exchange.scope, exchange.headers)
         if exchange.view is not None and exchange.view not in self._answers.fleet.config.views:
             await view_routing.refuse(exchange)
             return

@@ -134,6 +134,8 @@ class McpApp:
             or len(body) > fleet.config.gateway.max_body_bytes
         ):
             return False
+        if self.handler.tracing is not None:
+            self.handler.tracing.arrived(request.scope, given)
         try:
             message = jsonrpc.decode(body)
         except jsonrpc.Malformed:  # perhaps a batch

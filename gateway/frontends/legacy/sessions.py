@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from gateway.access.principals import Principal
-    from gateway.calls import Identity, ServerRequest
+    from gateway.calls import Identity, ServerRequest, Trace
     from gateway.catalog.snapshot import ListNews
     from gateway.frontends.http.exchange import Exchange
     from gateway.jsonrpc import Id, Message
@@ -53,6 +53,8 @@ class ClientIntroduction(msgspec.Struct, frozen=True):
     client_info: msgspec.Raw
     identity: Identity = ANYBODY
     gateways: tuple[str, ...] = ()
+    trace: Trace | None = None
+    """The span of `initialize`; None unless tracing is configured."""
 
 
 class ResumableStream(Protocol):
@@ -167,6 +169,9 @@ class ServerRequestTable:
         params: dict[str, object] = dict(ask.params)
         if ask.on_progress is not None:  # the id is also the progress token on this hop
             params["_meta"] = {**jsonrpc.decode_object(ask.params["_meta"]), meta.PROGRESS_TOKEN: request_id}
+        if ask.trace is not None:
+            own = jsonrpc.decode_object(jsonrpc.raw(params.get("_meta", {})))
+            params["_meta"] = {**own, **ask.trace.sent(request_id)}
         return jsonrpc.request(request_id, ask.method, params)
 
     def withdraw(self, ask: ServerRequest) -> bytes | None:

@@ -417,6 +417,8 @@ class SseFrontend:
         if exchange.method != "POST":
             await exchange.empty(405, (b"allow", b"POST"))
             return
+        if self._answers.tracing is not None:
+            self._answers.tracing.arrived(exchange.scope, exchange.headers)
         given = _session_ids(exchange.scope["query_string"])
         if len(given) != 1:
             text = "session_id is missing: POST to the URI that the stream's endpoint event gave"

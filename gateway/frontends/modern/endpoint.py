@@ -14,15 +14,16 @@ import trio
 from gateway import jsonrpc
 from gateway.calls import Era
 from gateway.eras import errors, headers, requests
+from gateway.eras.methods import LISTEN
 from gateway.eras.param_headers import check_param_headers, find_second_argument
 from gateway.errors import GatewayError, InvalidParams
 from gateway.frontends.http.exchange import ClientGone, Exchange
 from gateway.frontends.http.response import ModernDelivery
 from gateway.frontends.modern.subscriptions import Subscription
-from gateway.frontends.request_handler import LISTEN, RequestHandler
 
 if TYPE_CHECKING:
     from gateway.calls import Call
+    from gateway.frontends.request_handler import RequestHandler
     from gateway.jsonrpc import Id, Message
 
 _OK = 200
@@ -61,7 +62,7 @@ class ModernFrontend:
             if call.method == LISTEN:
                 await self._listen(exchange, Subscription(self._answers, request_id, call))
                 return
-            answer = await self._answers.modern(call)
+            answer = await self._answers.modern(call, request_id)
         except GatewayError as exc:
             await self._refuse(exchange, request_id, exc)
             return

@@ -53,6 +53,7 @@ class Subscription:
                 self._features[LISTENED[key]] = key
         self._changes = NotificationQueue(request_id)
         self._caller = call.caller
+        self._trace = None if answers.tracing is None else answers.tracing.begin_call(call, request_id)
         self.over = trio.Event()
         """Set when its client may no longer use this endpoint."""
         self._key = call.caller.session or call.caller.principal
@@ -80,6 +81,8 @@ class Subscription:
     def close(self) -> None:
         """Unsubscribe. Safe to repeat, and after an `open` that was cancelled."""
         self._answers.listeners.discard(self)
+        if self._trace is not None:
+            self._trace.responded(None, None)
         self._answers.fleet.unsubscribe(self.notify_list_changed)
         if self._key is not None:
             self._answers.fleet.mailboxes.close(self._key, self.handle_private_notification)

@@ -43,7 +43,9 @@ class Source:
 
 
 FLEET = Source()
-ANSWERS: Any = SimpleNamespace(server_info=msgspec.Raw(b'{"name":"gw"}'), fleet=FLEET, router=None, listeners=set())
+ANSWERS: Any = SimpleNamespace(
+    server_info=msgspec.Raw(b'{"name":"gw"}'), fleet=FLEET, router=None, listeners=set(), tracing=None
+)
 
 
 def listen(wanted: object, request_id: jsonrpc.Id = "s1", *, caller: Caller = MODERN_CALLER) -> Subscription:
