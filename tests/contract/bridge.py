@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import re
 import shutil
 import subprocess
@@ -196,13 +197,14 @@ def open_http_servers(servers=ERAS):
 
 
 @contextmanager
-def open_over_http(commands):
-    """Start these commands: config entries by name. They end when their stdin does."""
+def open_over_http(commands, env=None):
+    """Start these commands, which end with their stdin; yield config entries by name."""
     running = []
     try:
         found = {}
         for name, command in commands.items():
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+            given = {**os.environ, **(env or {})}
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=given)
             running.append(process)
             line = process.stderr.readline().decode()
             assert line.startswith("listening on "), line
