@@ -25,6 +25,7 @@ QUESTIONS = {
     "ask": "ask",
     "soak": "soak",
     "costs": "costs",
+    "tracing": "tracing",
     "reload": "reload",
     "own": "own",
     "profile": "profile",
