@@ -138,7 +138,10 @@ class Gateway:
             elif bound is None:
                 await self.runtime.start_frontend(self._serve_stdio)
             else:
-                self._urls = await self.runtime.start_frontend(self._make_http_frontend().run, bound)
+                frontend = self._make_http_frontend()
+                if self._options.admin is None or self._options.admin.mode != "off":
+                    await services.start(self._make_management().history.run)
+                self._urls = await self.runtime.start_frontend(frontend.run, bound)
                 for url in self._urls:
                     ready(url)
                 if views := self.runtime.fleet.config.views:
@@ -241,6 +244,7 @@ class Gateway:
                 gauges=gauges,
                 audit_lines_dropped=lambda: self.runtime.audit.dropped,
                 spans_dropped=int if self._options.tracing is None else self._options.tracing.dropped,
+                note_cancelled=self.runtime.audit.note_cancelled,
             )
         return self._management
 

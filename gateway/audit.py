@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MAX_NAME: Final = 200
 """Maximum length of a name from a client."""
+ADMIN: Final = "admin"
+"""The principal of the management API."""
 MAX_KNOWN_CLIENT: Final = 1_024
 """Limit in bytes for caching a client's `clientInfo`; a longer one may differ each time."""
 DENIED: Final = RateLimit(per_second=1.0, burst=30)
@@ -137,6 +139,21 @@ class Audit:
             return
         _, code, reason = _ending(call, problem)
         self._record(call, None, backend, seconds, "cancelled" if problem is None else "refused", code, reason, 0)
+
+    def note_cancelled(self, pending: PendingCall) -> None:
+        """Record that the management API cancels a call, whose own line follows at its end."""
+        if self._settings is None:
+            return
+        line: dict[str, object] = {
+            "call": pending.number,
+            "principal": ADMIN,
+            "method": "calls/cancel",
+            "name": (pending.call.known_as or pending.call.name)[:MAX_NAME],
+            "backend": pending.backend,
+            "ms": round((trio.current_time() - pending.opened_at) * 1000, 3),
+            "outcome": "answered",
+        }
+        self._put(f"call {pending.number} is cancelled by {ADMIN}", line)
 
     def note_denied(
         self, status: int, code: str, text: str, principal: str | None, address: str | None, path: str

@@ -187,6 +187,12 @@ class Revoked(Denied):
         super().__init__("the API key has been revoked")
 
 
+class CancelledByAdmin(RequestError):
+    """The call was cancelled over the management API."""
+
+    code: ClassVar[str] = "cancelled_by_admin"
+
+
 class Busy(RequestError):
     """The backend's queue or a limit of the gateway is full; the client may retry.
 
@@ -258,6 +264,10 @@ CODES: Final = {
         "see `access` and `views`",
     ),
     "revoked": Meaning("the key was revoked while it was in use", "get a new key"),
+    "cancelled_by_admin": Meaning(
+        "the call was cancelled over the management API, also at the backend",
+        "ask the gateway's operator before you repeat it",
+    ),
     "busy": Meaning(
         "a queue is full, a rate or concurrency limit is reached, or too many bytes wait for slow clients",
         "retry, after `retryAfterMs` if present",

@@ -281,6 +281,10 @@ class Router:
             if pending.counted is counted:
                 pending.abandon(Revoked(), "the client's access was revoked")
 
+    def find(self, number: int) -> PendingCall | None:
+        """Return the pending call with this number that has not ended, or None."""
+        return next((one for one in self._under_way if one.number == number and not one.over), None)
+
     def waiting(self, backend: str) -> list[PendingCall]:
         """Return calls for this backend that have not been sent yet."""
         return [one for one in self._under_way if one.backend == backend and not one.is_sent and not one.over]

@@ -16,7 +16,7 @@ from gateway.audit import Audit
 from gateway.calls import Caller, Complete, Era, Failure, InputRequired
 from gateway.config.audit import AuditSettings
 from gateway.config.model import Config, ServerConfig
-from gateway.errors import BackendExited, Busy, Denied, GatewayError, UnknownName
+from gateway.errors import BackendExited, Busy, CancelledByAdmin, Denied, GatewayError, UnknownName
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
 from gateway.telemetry import line_file
@@ -132,6 +132,22 @@ async def test_a_call_is_one_line_with_its_end(
         **said,
     }
     assert "secret" not in path.read_text()
+
+
+async def test_a_call_cancelled_by_the_admin_has_two_lines(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with open_harness(tmp_path / "audit.jsonl") as harness:
+        pending = await harness.router.submit(make_call("a.x", caller=CALLER))
+        await trio.sleep(2)
+        assert harness.router.find(pending.number) is pending
+        harness.audit.note_cancelled(pending)
+        pending.abandon(CancelledByAdmin("the call was cancelled"), "cancelled")
+        assert harness.router.find(pending.number) is None
+        harness.router.release(pending)
+    by_admin, ended = harness.lines
+    assert (by_admin["principal"], by_admin["method"], by_admin["ms"]) == ("admin", "calls/cancel", 2000.0)
+    assert (ended["principal"], ended["outcome"], ended["reason"]) == ("anna", "failed", "cancelled_by_admin")
+    assert by_admin["call"] == ended["call"] == pending.number
+    assert by_admin["name"] == ended["name"] == "a.x"
 
 
 async def test_long_client_infos_are_not_cached(tmp_path: Path, autojump_clock: MockClock) -> None:

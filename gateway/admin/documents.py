@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from gateway.reload.reloader import LastReload  # ruff: ignore[typing-only-first-party-import] - msgspec reads it
-from gateway.supervisor.history import ErrorRecord, Latency  # ruff: ignore[typing-only-first-party-import] - the same
+from gateway.supervisor.history import ErrorRecord, Latency, StateChange  # ruff: ignore[typing-only-first-party-import] - the same
 from gateway.supervisor.lifecycle import Status  # ruff: ignore[typing-only-first-party-import] - the same
 
 
@@ -54,6 +54,13 @@ class ServerLine(msgspec.Struct, frozen=True):
     last_error: str | None = None
     disabled: str | None = None
     """What disabled it, and when."""
+    since: str | None = None
+    """When it entered its state."""
+    era: str | None = None
+    in_flight: int = 0
+    queued: int = 0
+    hint: str | None = None
+    """What to do about the last error, if it has a code."""
 
 
 class ServerList(msgspec.Struct, frozen=True):
@@ -89,6 +96,109 @@ class ServerDetail(msgspec.Struct, frozen=True):
     errors: list[ErrorRecord]
     stderr: list[str]
     """The last lines that its processes wrote to stderr, at most 20."""
+    states: list[StateChange]
+    """The states that it has entered, at most 20, oldest first."""
+    hint: str | None = None
+    """What to do about the last error, if it has a code."""
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One tool, prompt, resource or template as clients see it.
+
+    The name of a resource is its URI, that of a template its pattern.
+    """
+
+    name: str
+    own: str
+    item: Any
+    era: str | None = None
+    """The only era whose clients see it; null for both."""
+
+
+class ServerItems(msgspec.Struct, frozen=True):
+    """Everything that one server offers, with schemas."""
+
+    tools: list[Item]
+    prompts: list[Item]
+    resources: list[Item]
+    templates: list[Item]
+
+
+class ProcessLine(msgspec.Struct, frozen=True):
+    """One process of a server."""
+
+    pid: int
+    child: int
+    """The process that the gateway has started, of which it is a descendant or which it is itself."""
+    age: float
+    """Seconds since that one was started."""
+    name: str
+    memory: int
+    """Resident memory in bytes."""
+    cpu: float
+    """Processor time in seconds."""
+
+
+class Processes(msgspec.Struct, frozen=True):
+    """The processes of one server, at most 200."""
+
+    processes: list[ProcessLine]
+
+
+class Samples(msgspec.Struct, frozen=True, kw_only=True):
+    """The gateway at a fixed interval: one entry for each sample, oldest first."""
+
+    interval: float
+    number: int
+    """The number of the last sample in this run."""
+    until: str
+    """When the last sample was taken."""
+    calls: list[int]
+    """Calls that have ended since the sample before."""
+    failed: list[int]
+    refused: list[int]
+    """Calls refused before a queue."""
+    duration: list[int]
+    """The sum of the durations of calls in microseconds."""
+    buckets: list[list[int]]
+    """The number of calls in each bucket of `bounds`, and above the last; empty without calls."""
+    memory: list[int]
+    """Resident memory of the gateway in bytes; 0 where it is unknown."""
+    children_memory: list[int]
+    """The same for its children with their descendants."""
+    processes: list[int]
+    """The number of these."""
+    in_flight: list[int]
+
+
+class BackendHistory(msgspec.Struct, frozen=True):
+    """One backend in the recent samples, from the first with a call to the last."""
+
+    calls: list[int]
+    p50: list[int]
+    """An estimate of the median duration in microseconds, from a histogram; 0 without calls."""
+    p99: list[int]
+
+
+class History(msgspec.Struct, frozen=True):
+    """The past of the gateway and its backends."""
+
+    started: str
+    """When the recording began; samples are numbered from then on."""
+    bounds: list[float]
+    """Upper bounds of the buckets in seconds."""
+    recent: Samples
+    """The last 15 minutes."""
+    day: Samples | None
+    """The last 24 hours; null in an answer to `after`."""
+    backends: dict[str, BackendHistory]
+    """Backends without a call in the samples are left out."""
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """The call that was cancelled."""
+
+    cancelled: int
 
 
 class Tools(msgspec.Struct, frozen=True):
@@ -165,6 +275,8 @@ class BackendNode(msgspec.Struct, frozen=True):
     age: float | None
     in_flight: int
     queued: int
+    processes: list[int] = []
+    """All processes of all its sessions."""
 
 
 class Tree(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from gateway.frontends.http.exchange import ClientGone
 from gateway.telemetry import now_iso
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator
 
     from gateway.frontends.http.exchange import Exchange
     from gateway.inflight.pending import PendingCall
@@ -31,6 +31,7 @@ MAX_EVENTS: Final = 512
 """Events buffered for one reader; further ones are dropped and counted."""
 KEEP_ALIVE: Final = 15.0
 """Seconds of silence before a comment is sent, so that proxies keep the stream open."""
+KEEP_ALIVE_FRAME: Final = b": keep-alive\r\n\r\n"
 
 log = logging.getLogger("gateway.admin")
 
@@ -51,6 +52,12 @@ class Reader:
             self._dropped = 0
         except trio.WouldBlock:
             self._dropped += 1
+
+    async def next_frame(self) -> bytes:
+        """Wait for an event, at most `KEEP_ALIVE`."""
+        with trio.move_on_after(KEEP_ALIVE):
+            return await self.receive.receive()
+        return KEEP_ALIVE_FRAME
 
     def close(self) -> None:
         """Close both ends of the queue."""
@@ -112,7 +119,7 @@ class Feed:
                     "reason": outcome.code if isinstance(outcome, GatewayError) else None,
                 },
             )
-        elif self._states.get(supervisor.name) != supervisor.state:
+        elif self._states.get(supervisor.name) != supervisor.state and not self._fleet.is_replaced(supervisor):
             self._states[supervisor.name] = supervisor.state
             self._publish(
                 "state",
@@ -135,28 +142,35 @@ async def serve_events(exchange: Exchange, feed: Feed, closing: trio.Event, may_
     Raises Busy before anything is sent.
     """
     with feed.read() as reader:
-        try:
-            async with trio.open_nursery() as nursery:
+        await serve_stream(exchange, reader.next_frame, closing, may_read)
 
-                async def until_gone() -> None:
-                    await exchange.hung_up()
-                    nursery.cancel_scope.cancel(reason="the client has disconnected")
 
-                async def until_closing() -> None:
-                    await closing.wait()
-                    nursery.cancel_scope.cancel(reason="the gateway is closing")
+async def serve_stream(
+    exchange: Exchange,
+    next_frame: Callable[[], Awaitable[bytes]],
+    closing: trio.Event,
+    may_read: Callable[[], bool],
+) -> None:
+    """Send frames while there are any, the client may read them, and the gateway runs."""
+    try:
+        async with trio.open_nursery() as nursery:
 
-                nursery.start_soon(until_gone)
-                nursery.start_soon(until_closing)
-                await exchange.frames(b": events follow\r\n\r\n")
-                while True:
-                    frame = b": keep-alive\r\n\r\n"
-                    with trio.move_on_after(KEEP_ALIVE):
-                        frame = await reader.receive.receive()
-                    if not may_read():  # the config has come to require the token
-                        break
-                    await exchange.frames(frame)
-                nursery.cancel_scope.cancel(reason="the stream has ended")
-            await exchange.end_stream()
-        except* ClientGone:
-            log.debug("a reader of the events has disconnected")
+            async def until_gone() -> None:
+                await exchange.hung_up()
+                nursery.cancel_scope.cancel(reason="the client has disconnected")
+
+            async def until_closing() -> None:
+                await closing.wait()
+                nursery.cancel_scope.cancel(reason="the gateway is closing")
+
+            nursery.start_soon(until_gone)
+            nursery.start_soon(until_closing)
+            await exchange.frames(b": events follow\r\n\r\n")
+            while frame := await next_frame():
+                if not may_read():  # the config has come to require the token
+                    break
+                await exchange.frames(frame)
+            nursery.cancel_scope.cancel(reason="the stream has ended")
+        await exchange.end_stream()
+    except* ClientGone:
+        log.debug("a reader of a stream has disconnected")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from gateway.admin import documents as doc
+from gateway.admin.request import MAX_DIGITS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -35,13 +36,15 @@ class Operation(msgspec.Struct, frozen=True):
     content_type: str = JSON
     takes_config: bool = False
     """The body must be a config, in JSON."""
+    query: tuple[str, ...] = ()
+    """Optional parameters in the query, all of them numbers."""
 
 
 _WORDS: Final = {
     200: "Success.",
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or a parameter is not valid.",
     401: "The admin token is missing or wrong.",
-    404: "Unknown server.",
+    404: "Unknown server, or no such call.",
     409: "The server is disabled.",
     413: "The body is too large.",
     415: "The Content-Type is not application/json, or the body is compressed.",
@@ -51,6 +54,8 @@ _WORDS: Final = {
 
 
 _NOT_EMPTY: Final = {"type": "string", "minLength": 1}
+_NUMBER: Final = {"type": "integer", "minimum": 0, "maximum": 10**MAX_DIGITS - 1}
+_PATH_PARAMETERS: Final = {"name": _NOT_EMPTY, "number": _NUMBER}
 _CONFIG: Final = {
     "type": "object",
     "properties": {
@@ -113,9 +118,14 @@ def _describe(operation: Operation) -> dict[str, Any]:
     }
     if operation.access != "open":
         members["security"] = [{"admin": []}] if operation.access == "change" else [{}, {"admin": []}]
-    if "{name}" in operation.path:
-        parameter = {"name": "name", "in": "path", "required": True, "schema": _NOT_EMPTY}
-        members["parameters"] = [parameter]
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in _PATH_PARAMETERS.items()
+        if f"{{{name}}}" in operation.path
+    ]
+    parameters += [{"name": name, "in": "query", "schema": _NUMBER} for name in operation.query]
+    if parameters:
+        members["parameters"] = parameters
     if operation.takes_config:
         members["requestBody"] = {"required": True, "content": {JSON: {"schema": _CONFIG}}}
     return members

@@ -6,12 +6,15 @@ response Struct in `documents`. The routes, the access checks and the OpenAPI do
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gateway.admin import documents as doc
 from gateway.admin.events import serve_events
 from gateway.admin.metrics import CONTENT_TYPE
 from gateway.admin.openapi import Operation, openapi_document
+from gateway.admin.request import Refused, number_in
+from gateway.admin.stderr_stream import serve_stderr
 from gateway.version import VERSION
 
 if TYPE_CHECKING:
@@ -53,6 +56,27 @@ async def show_server(request: Request) -> None:
     await request.answer(request.management.show_server(request.server))
 
 
+async def list_items(request: Request) -> None:
+    """List what one server offers, with schemas."""
+    await request.answer(request.management.list_items(request.server))
+
+
+async def list_processes(request: Request) -> None:
+    """List the processes of one server."""
+    await request.answer(request.management.list_processes(request.server))
+
+
+async def read_stderr(request: Request) -> None:
+    """Stream a server's stderr; answer HEAD with the headers of the stream."""
+    management, name = request.management, request.server
+    management.find_stderr(name)
+    if request.exchange.method == "HEAD":
+        await request.exchange.end_stream()
+        return
+    find = partial(management.find_stderr, name)
+    await serve_stderr(request.exchange, management.stderr_streams, find, management.closing, request.may_read)
+
+
 async def remove_server(request: Request) -> None:
     """Remove one server."""
     await request.answer(await request.management.remove(request.server))
@@ -88,6 +112,22 @@ async def show_tree(request: Request) -> None:
     await request.answer(request.management.show_tree())
 
 
+async def cancel_call(request: Request) -> None:
+    """Cancel an active call."""
+    number = number_in(request.exchange.scope["path_params"]["number"])
+    if number is None or not request.management.cancel(number):
+        raise Refused(404, doc.Problem("No active call has this number."))
+    await request.answer(doc.Cancelled(number))
+
+
+async def show_history(request: Request) -> None:
+    """Show the samples of the past."""
+    after = number_in(request.query.get("after", "0"))
+    if after is None:
+        raise Refused(400, doc.Problem("'after' must be the number of a sample."))
+    await request.answer(request.management.history.document(after))
+
+
 async def read_metrics(request: Request) -> None:
     """Send the metrics."""
     await request.exchange.text(await request.metrics.text(), CONTENT_TYPE)
@@ -117,6 +157,13 @@ OPERATIONS: Final = (
               (doc.Added,), "change", (400, 413, 415, 422, 503), takes_config=True),
     Operation("GET", "/servers/{name}", "show_server", show_server, "Details of one server.",
               (doc.ServerDetail,), "read", (404,)),
+    Operation("GET", "/servers/{name}/items", "list_items", list_items,
+              "Tools, prompts, resources and templates of one server.", (doc.ServerItems,), "read", (404,)),
+    Operation("GET", "/servers/{name}/processes", "list_processes", list_processes, "The processes of one server.",
+              (doc.Processes,), "read", (404,)),
+    Operation("GET", "/servers/{name}/stderr", "read_stderr", read_stderr,
+              "What the processes of one server write to stderr, as server-sent events.", (), "read", (404, 503),
+              content_type="text/event-stream"),
     Operation("DELETE", "/servers/{name}", "remove_server", remove_server, "Remove a server.", (doc.Removed,),
               "change", (404, 422, 503)),
     Operation("POST", "/servers/{name}/restart", "restart_server", restart_server,
@@ -129,6 +176,12 @@ OPERATIONS: Final = (
               (415, 422, 503)),
     Operation("GET", "/tools", "list_tools", list_tools, "Public names of tools, by server.", (doc.Tools,)),
     Operation("GET", "/tree", "show_tree", show_tree, "The active calls and the processes.", (doc.Tree,)),
+    Operation("POST", "/calls/{number}/cancel", "cancel_call", cancel_call,
+              "Cancel an active call; its client gets the error `cancelled_by_admin`.", (doc.Cancelled,), "change",
+              (404, 415)),
+    Operation("GET", "/history", "show_history", show_history,
+              "Calls, durations, errors, memory and processes: 15 minutes every 5 s, 24 hours by the minute.",
+              (doc.History,), "read", (400,), query=("after",)),
     Operation("GET", "/metrics", "read_metrics", read_metrics, "Metrics in the Prometheus text format.",
               content_type="text/plain"),
     Operation("GET", "/events", "read_events", read_events,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl
 
 from gateway import jsonrpc, surrogates
 from gateway.admin import documents as doc
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from gateway.admin.metrics import Metrics
     from gateway.admin.servers import Management
     from gateway.frontends.http.exchange import Exchange
+
+
+MAX_DIGITS: Final = 15
+"""Digits of a number in an address; counting so far takes millennia."""
 
 
 class Refused(Exception):
@@ -42,6 +47,12 @@ class Request:
         """The server named in the path."""
         name: str = self.exchange.scope["path_params"]["name"]
         return name
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The parameters in the query of the address."""
+        text: bytes = self.exchange.scope.get("query_string", b"")
+        return dict(parse_qsl(text.decode("latin-1"), keep_blank_values=True))
 
     def may_read(self) -> bool:
         """Return whether the client may read under the present config."""
@@ -73,3 +84,8 @@ class Request:
     async def answer(self, document: msgspec.Struct | dict[str, Any], status: int = 200) -> None:
         """Send one JSON document."""
         await self.exchange.json(status, jsonrpc.encode(document))
+
+
+def number_in(text: str) -> int | None:
+    """Return the number in a part of an address; None if it is not one."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None

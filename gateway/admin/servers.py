@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from itertools import starmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from gateway import jsonrpc
 from gateway.admin import documents as doc
 from gateway.admin.events import Feed
+from gateway.admin.history import History
+from gateway.admin.stderr_stream import StderrStreams
 from gateway.admin.tree import make_tree
 from gateway.backends.stderr import shown
 from gateway.config import parse_config
@@ -17,9 +20,10 @@ from gateway.config.findings import did_you_mean
 from gateway.config.shown import shown_config
 from gateway.eras.methods import Kind
 from gateway.eras.tools import View
-from gateway.errors import ConfigError, UnknownServer
+from gateway.errors import CODES, CancelledByAdmin, ConfigError, UnknownServer
 from gateway.masking import SECRETS
-from gateway.supervisor.history import CallStats
+from gateway.processes.usage import read_usage
+from gateway.supervisor.history import MAX_TEXT, CallStats
 from gateway.supervisor.lifecycle import State
 
 if TYPE_CHECKING:
@@ -27,9 +31,21 @@ if TYPE_CHECKING:
 
     import trio
 
+    from gateway.backends.stderr import StderrTail
+    from gateway.config import ServerConfig
+    from gateway.inflight.pending import PendingCall
     from gateway.processes.guard import ChildGuard
     from gateway.reload.reloader import Reloader
     from gateway.router import Router
+    from gateway.supervisor.supervisor import Supervisor
+
+HINTS: Final = {
+    "backend_exited": "see its stderr; `mcp-gateway doctor` starts it once and shows the cause",
+    "backend_unavailable": "check its command or address, and that this machine can reach it",
+}
+"""What an operator can do, where `CODES` speaks to the client of a failed call."""
+MAX_PROCESSES: Final = 200
+"""Processes shown of one server."""
 
 
 class Management:
@@ -47,12 +63,20 @@ class Management:
         gauges: Mapping[str, Callable[[], int]] | None = None,
         audit_lines_dropped: Callable[[], int] = int,
         spans_dropped: Callable[[], int] = int,
+        note_cancelled: Callable[[PendingCall], None] = lambda _pending: None,
     ) -> None:
-        """Create it; `gauges` reads the metrics that only the frontends know (`metrics.FAMILIES`)."""
+        """Create it.
+
+        `gauges` reads the metrics in `gateway.admin.metrics.FAMILIES` that only the frontends know; `note_cancelled` is
+        called with each call before it is cancelled. `history` needs a task that runs it.
+        """
         self.feed = Feed(router.fleet)
         self.gauges = gauges or {}
         self.audit_lines_dropped = audit_lines_dropped
         self.spans_dropped = spans_dropped
+        self._note_cancelled = note_cancelled
+        self.history = History(router, guard)
+        self.stderr_streams = StderrStreams()
         reloader.on_news.append(self.feed.publish_reload)
         self.closing = closing
         self.router = router
@@ -119,6 +143,11 @@ class Management:
                 tools=0 if status is None else status.tools,
                 last_error=None if status is None else status.last_error,
                 disabled=config.disabled_by or None,
+                since=None if status is None else status.since,
+                era=None if status is None else status.era,
+                in_flight=0 if status is None else status.in_flight,
+                queued=0 if status is None else status.queued,
+                hint=None if supervisor is None else _hint(supervisor),
             )
         return doc.ServerList(list(details), details)
 
@@ -148,10 +177,7 @@ class Management:
 
     def show_server(self, name: str) -> doc.ServerDetail:
         """Everything about one server. Raises UnknownServer."""
-        config = self._fleet.config.servers.get(name)
-        if config is None:
-            text = f"there is no server {name!r}{did_you_mean(name, self._fleet.config.servers)}"
-            raise UnknownServer(text)
+        config = self._find(name)
         supervisor = self._fleet.supervisors.get(name)
         history = CallStats() if supervisor is None else supervisor.history
         greeting = None if supervisor is None else supervisor.greeting
@@ -173,7 +199,47 @@ class Management:
             latency=history.latency(),
             errors=list(history.errors),
             stderr=[shown(line) for line in history.stderr],
+            states=self._fleet.states.of(name),
+            hint=None if supervisor is None else _hint(supervisor),
         )
+
+    def list_items(self, name: str) -> doc.ServerItems:
+        """Return what one server offers, listed or not. Raises UnknownServer."""
+        self._find(name)
+        snapshot = self._fleet.snapshot()
+        found = {
+            kind: [
+                doc.Item(entry.public, entry.own, _without_secrets(msgspec.Raw(entry.raw)), entry.era)
+                for entry in snapshot.placed(kind, name)
+            ]
+            for kind in Kind
+        }
+        return doc.ServerItems(found[Kind.TOOLS], found[Kind.PROMPTS], found[Kind.RESOURCES], found[Kind.TEMPLATES])
+
+    def list_processes(self, name: str) -> doc.Processes:
+        """Return the processes of one server. Raises UnknownServer."""
+        self._find(name)
+        children = [] if self.guard is None else [one for one in self.guard.snapshot() if one.backend == name]
+        pids = [(pid, child) for child in children for pid in (child.pid, *child.descendants)]
+        lines: list[doc.ProcessLine] = []
+        for pid, child in pids[:MAX_PROCESSES]:
+            if (usage := read_usage(pid)) is not None:
+                age = round(time.time() - child.started_at, 1)
+                lines.append(doc.ProcessLine(pid, child.pid, age, usage.name, usage.memory, usage.cpu))
+        return doc.Processes(lines)
+
+    def find_stderr(self, name: str) -> StderrTail | None:
+        """Return the last lines of a server's stderr; None if it is disabled. Raises UnknownServer."""
+        self._find(name)
+        supervisor = self._fleet.supervisors.get(name)
+        return None if supervisor is None else supervisor.history.stderr
+
+    def _find(self, name: str) -> ServerConfig:
+        config = self._fleet.config.servers.get(name)
+        if config is None:
+            text = f"there is no server {name!r}{did_you_mean(name, self._fleet.config.servers)}"
+            raise UnknownServer(text)
+        return config
 
     # Changing. Each may raise ConfigError, Busy or ShuttingDown, and has then changed nothing.
 
@@ -202,12 +268,32 @@ class Management:
         applied = await self._reloader.restart(name)
         return doc.Done(name, "restarted", applied.not_ready.get(name))
 
+    def cancel(self, number: int) -> bool:
+        """Cancel an active call, also at its backend; return whether there is one."""
+        pending = self.router.find(number)
+        if pending is not None:
+            self._note_cancelled(pending)
+            text = "the call was cancelled over the gateway's management API"
+            pending.abandon(CancelledByAdmin(text), "cancelled by the gateway's operator")
+        return pending is not None
+
     async def reload(self) -> doc.Reloaded:
         """Reload the config file."""
         found = await self._reloader.reload("api")
         return doc.Reloaded(
             list(found.added), list(found.removed), list(found.changed), list(found.unchanged), found.not_ready
         )
+
+
+def _hint(supervisor: Supervisor) -> str | None:
+    """Return the remedy for a backend's last error, if that has a code."""
+    if supervisor.last_error is None:
+        return None
+    errors = (one for one in reversed(supervisor.history.errors) if one.call is None)
+    last = next(errors, None)
+    if last is None or last.code is None or last.error != SECRETS.mask(supervisor.last_error)[:MAX_TEXT]:
+        return None
+    return HINTS.get(last.code) or CODES[last.code].remedy
 
 
 def _without_secrets(span: msgspec.Raw) -> Any:

@@ -13,6 +13,7 @@ from gateway import jsonrpc
 from gateway.admin.documents import BackendNode, CallNode, SessionNode, Tree
 from gateway.inflight.state import CallState
 from gateway.supervisor.lifecycle import State
+from gateway.supervisor.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
@@ -46,18 +47,25 @@ def make_tree(router: Router, guard: ChildGuard | None) -> Tree:
             client = None
         nodes = [_describe_call(call, router.fleet, now) for call in calls]
         sessions.append(SessionNode(caller.label, caller.era, client, caller.principal, nodes))
-    children = {} if guard is None else {child.pid: child for child in guard.snapshot()}
+    reports = () if guard is None else guard.snapshot()
+    children = {child.pid: child for child in reports}
+    processes: dict[str, list[int]] = {}
+    for child in reports:
+        processes.setdefault(child.backend, []).extend((child.pid, *child.descendants))
     backends: list[BackendNode] = []
     for name, status in router.fleet.statuses().items():
         child = children.get(status.pid or 0)
         descendants = [] if child is None else list(child.descendants)
         age = None if child is None else round(time.time() - child.started_at, 1)
-        backends.append(BackendNode(name, status.state, status.pid, descendants, age, status.in_flight, status.queued))
+        counts = (status.in_flight, status.queued)
+        pids = processes.get(name, [])
+        backends.append(BackendNode(name, status.state, status.pid, descendants, age, *counts, pids))
     return Tree(os.getpid(), sessions, backends)
 
 
 def _describe_call(call: PendingCall, fleet: Fleet, now: float) -> CallNode:
-    supervisor = fleet.supervisors.get(call.backend)
+    # A backend with several sessions has an owner for each, and perhaps a process.
+    supervisor = call.owner if isinstance(call.owner, Supervisor) else fleet.supervisors.get(call.backend)
     if call.over:
         waits_for = "delivery"
     elif call.state is CallState.WAITING_FOR_CLIENT:

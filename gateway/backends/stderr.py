@@ -14,6 +14,7 @@ import logging
 import math
 import re
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -23,7 +24,7 @@ from gateway.masking import SECRETS
 from gateway.rates import LogRate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Iterator
 
 MAX_LINE: Final = 8_192
 """Bytes of the longest line that is logged whole."""
@@ -38,6 +39,8 @@ NO_CALL: Final = "belongs to no client: no call is in flight in this session"
 """The response to a request outside of any call. Servers ask for roots at startup, log this, and work."""
 SHOWN_LINES: Final = 20
 """Last lines shown by the management API and `doctor`."""
+WATCHED_LINES: Final = 500
+"""Last lines kept while a client of the management API watches: what is sent it four times a second."""
 SEARCHED_LINES: Final = 60
 """Last lines searched for the informative one: a long stack trace may follow an exception."""
 
@@ -144,6 +147,45 @@ def shown(line: bytes) -> str:
 
 def _masked(line: bytes) -> str:
     return SECRETS.mask(line.decode(errors="replace").rstrip("\r"))
+
+
+class StderrTail:
+    """The last lines that a backend's processes wrote to stderr.
+
+    While a client watches, more of them are kept.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        """The number of lines ever written, which is also the number of the last one."""
+        self._lines: deque[bytes] = deque(maxlen=SHOWN_LINES)
+        self._watchers = 0
+
+    def append(self, line: bytes) -> None:
+        """Add a line."""
+        self.count += 1
+        self._lines.append(line)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Return the last `SHOWN_LINES`, oldest first."""
+        return iter(list(self._lines)[-SHOWN_LINES:])
+
+    def after(self, number: int) -> list[bytes]:
+        """Return the lines after this one that are still kept."""
+        wanted = self.count - number
+        return list(self._lines)[-wanted:] if wanted > 0 else []
+
+    @contextmanager
+    def watch(self) -> Generator[None]:
+        """Keep more lines while the context is open."""
+        self._watchers += 1
+        self._lines = deque(self._lines, WATCHED_LINES)
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            if not self._watchers:
+                self._lines = deque(self._lines, SHOWN_LINES)
 
 
 class StrayLines:

@@ -203,6 +203,11 @@ class PendingCall:
         return self.state in FINAL
 
     @property
+    def owner(self) -> CallOwner | None:
+        """The supervisor that has accepted the call, until its end."""
+        return self._owner
+
+    @property
     def is_sent(self) -> bool:
         """Whether the backend has the request."""
         return self._carrier is not None

@@ -26,6 +26,7 @@ from gateway.supervisor.catalog import KEEP_INTERVAL, CatalogBuilder, CatalogCac
 from gateway.supervisor.lifecycle import State
 from gateway.supervisor.per_client import PerClientSupervisors
 from gateway.supervisor.start_limiter import StartLimiter
+from gateway.supervisor.state_log import StateLog
 from gateway.supervisor.subscriptions import ClientNotifications, SubscriptionRegistry
 from gateway.supervisor.supervisor import Supervisor
 from gateway.telemetry import works_for
@@ -79,6 +80,7 @@ class Fleet:
         self._opener = StartLimiter(opener)
         self._catalog_cache = CatalogCache(store, keep_interval)
         self._observers: set[Observer] = set()
+        self.states = StateLog()
         self.supervisors = {
             name: self._make(server, self._catalog_cache.load(server))
             for name, server in config.servers.items()
@@ -142,6 +144,8 @@ class Fleet:
 
     def backend_changed(self, supervisor: Supervisor, feature: str | None = None) -> None:
         """Note a change; the snapshot is rebuilt at the next request."""
+        if not self.is_replaced(supervisor):
+            self.states.note(supervisor)
         self._catalog_builder.note_change(supervisor)
         if feature is not None:
             self._said_changed.add((supervisor.name, feature))
@@ -149,6 +153,10 @@ class Fleet:
         self._dirty.set()
         if self._observers:
             self._notify(supervisor, None, 0.0)
+
+    def is_replaced(self, supervisor: Supervisor) -> bool:
+        """Return whether another backend has replaced this one, whose states no longer count."""
+        return supervisor in self._retiring and supervisor.name in self.supervisors
 
     def _report(self, supervisor: Supervisor) -> None:
         """Report the supervisor's calls to the observers, if there are any: each report costs time."""
@@ -433,6 +441,7 @@ class Fleet:
             SECRETS.hold(old[name], secrets_of(config.servers[name]))
         self._catalog_builder.change(config, self.supervisors, kept - retouched)
         self._catalog_cache.forget_others(kept)
+        self.states.retain(config.servers)
         self._dirty.set()
         for name, supervisor in old.items():
             if name not in kept:

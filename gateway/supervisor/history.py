@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from gateway.backends.stderr import SHOWN_LINES
+from gateway.backends.stderr import StderrTail
 from gateway.calls import Complete, Failure
 from gateway.errors import BackendError, GatewayError
 from gateway.masking import SECRETS
@@ -47,6 +47,15 @@ class ErrorRecord(msgspec.Struct, frozen=True):
     """The code of the gateway's error; null for an error of the backend's own."""
 
 
+class StateChange(msgspec.Struct, frozen=True):
+    """A state and the time at which a backend entered it."""
+
+    at: str
+    state: str
+    reason: str | None = None
+    """Why it is not available."""
+
+
 class Latency(msgspec.Struct, frozen=True):
     """Durations of the latest calls in milliseconds; null without calls."""
 
@@ -75,7 +84,7 @@ class CallStats:
     )
 
     def __init__(self) -> None:
-        self.stderr: deque[bytes] = deque(maxlen=SHOWN_LINES)
+        self.stderr = StderrTail()
         """The last lines that its child processes wrote to stderr; `stderr.shown` masks them."""
         self.calls = 0
         """Ended calls, including cancelled ones."""

@@ -60,6 +60,14 @@ class ClientSupervisor(Supervisor):
         if self.alone and self.state in {State.STARTING, State.BACKOFF}:
             self.stop()
 
+    def _failed(self, problem: BaseException | None, healthy_for: float) -> float | None:
+        """Note the end of the session; the backend's status covers both its sessions."""
+        delay = super()._failed(problem, healthy_for)
+        if self._sibling is not None:
+            self._sibling.last_error = self.last_error
+            self._sibling.restarts += delay is not None
+        return delay
+
     def freed(self) -> None:
         """Note the end of a call; the backend is idle if both its sessions are."""
         super().freed()

@@ -29,6 +29,7 @@ CREDENTIALS: dict[str, dict[str, str]] = {
     "admin token as Basic": {"authorization": f"Basic {ADMIN_TOKEN}"},
     "admin token": {"authorization": f"Bearer {ADMIN_TOKEN}"},
 }
+STREAMS = {"/events", "/servers/a/stderr"}
 WAYS: dict[str, dict[str, str]] = {
     "loopback": {},
     "unix socket": {},
@@ -51,7 +52,7 @@ async def ask(harness: Harness, way: str, method: str, path: str, credentials: d
     exchange.scope |= {"path": path, "query_string": b""}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(harness.frontend, exchange.scope, exchange.receive, exchange.send)
-        if path == "/events":
+        if path in STREAMS:
             await settle()
             exchange.gone.set()
     return exchange

@@ -157,7 +157,7 @@ CHANGES = [(one.method, one.path.replace("{name}", "a")) for one in OPERATIONS i
 READS = [
     (one.method, one.path.replace("{name}", "a"))
     for one in OPERATIONS
-    if one.access == "read" and one.name not in {"read_events", "read_metrics"}
+    if one.access == "read" and one.content_type == "application/json"
 ]
 
 

@@ -41,7 +41,7 @@ schemathesis = pytest.importorskip("schemathesis", reason="a tool of the extra `
 TOKEN = "a-token-for-the-tests"
 EXAMPLES = 12
 """Requests for each operation: two hundred in all, in a few seconds."""
-STREAMS = {"/events"}
+STREAMS = {"/events", "/servers/{name}/stderr"}
 OPEN = {"/livez", "/readyz", "/health"}
 ACCESS = AccessSettings(keys=(AccessKey(name="alice", hash="sha256:" + "0" * 64),))
 

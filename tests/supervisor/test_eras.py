@@ -132,6 +132,7 @@ async def test_a_crash_of_one_session_leaves_the_other(
         fake.sessions.clear()
         await serve_both(fake, router, first)
         dead, alive = fake.sessions[number], fake.sessions[1 - number]
+        before = router.fleet.supervisors["a"].status()
         dead.crash(BackendExited("a", "exited with status 1"))
         await settle()
         ask(router, alive.greeting.era)
@@ -145,6 +146,8 @@ async def test_a_crash_of_one_session_leaves_the_other(
             assert working(fake) == {era: 1}
             answer_all(fake)
         assert eras(fake) == [first, first.other, dead.greeting.era]
+        status = router.fleet.supervisors["a"].status()  # it covers both
+        assert (status.restarts, status.last_error) == (before.restarts + 1, "exited with status 1")
 
 
 @every_way

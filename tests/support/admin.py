@@ -59,18 +59,18 @@ class Harness:
         self.app = make_admin_app(self.management, access)
 
     async def ask(
-        self, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None
+        self, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None, query: bytes = b""
     ) -> tuple[int, Any]:
-        exchange = await self.exchange(method, path, body, headers=headers)
+        exchange = await self.exchange(method, path, body, headers=headers, query=query)
         assert exchange.headers["content-type"] == "application/json"
         return exchange.status, json.loads(exchange.body)
 
     async def exchange(
-        self, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None
+        self, method: str, path: str, body: Any = b"", *, headers: dict[str, str] | None = None, query: bytes = b""
     ) -> FakeExchange:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         exchange = FakeExchange(data, method=method, headers={**BEARER, **JSON} if headers is None else headers)
-        exchange.scope["path"] = path
+        exchange.scope |= {"path": path, "query_string": query}
         await self.app(exchange.scope, exchange.receive, exchange.send)
         return exchange
 
