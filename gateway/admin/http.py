@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway import jsonrpc
 from gateway.admin import documents as doc
 from gateway.admin.access import HINT, AdminAccess
+from gateway.admin.console_files import CONSOLE, serve_console
 from gateway.admin.metrics import Metrics
 from gateway.admin.operations import OPERATIONS
 from gateway.admin.request import Refused, Request
@@ -56,6 +57,9 @@ def make_admin_app(management: Management, access: AdminAccess, operations: Iter
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         """Ignore a trailing slash: not every client follows a redirect."""
         if scope["type"] == "http":
+            if access.mode != "off" and (scope["path"] + "/").startswith(f"{CONSOLE}/"):
+                await serve_console(Exchange(scope, receive, send))
+                return
             scope = {**scope, "path": without_slash(scope["path"])}
         await app(scope, receive, send)
 

@@ -254,8 +254,8 @@ FLAGS = (
     STATE,
     Flag(
         "--admin",
-        "the management API beside the endpoint: token (changes need the admin token; default), open (loopback only,"
-        " and not with a section 'access'), or off",
+        "the management API and the console beside the endpoint: token (changes need the admin token; default), open"
+        " (loopback only, and not with a section 'access'), or off",
         default="token",
         choices=("token", "open", "off"),
     ),

@@ -16,7 +16,7 @@ from tests.interop.cached import InstallError, chosen
 INSTALLERS = {
     "clients": [conftest.install_clients, conftest.install_agents, bridge.install],
     "conformance": [lambda: suite.install(suite.NEXT)],
-    "servers": [conftest.install_apps, conftest.install_stateful_servers, bridge.install],
+    "servers": [conftest.install_apps, conftest.install_axe, conftest.install_stateful_servers, bridge.install],
 }
 
 

@@ -39,6 +39,7 @@ APPS = [
 """MCP Apps: example servers, two of them with the same page and tool, and what a host is made of."""
 
 AGENTS = ("@anthropic-ai/claude-code@2.1.328", "@openai/codex@0.169.0", "opencode-ai@1.18.33")
+AXE = "axe-core@4.14.1"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ def agents() -> dict[str, Path]:
     """The programs of coding agents, by their names."""
     with failing_test():
         return install_agents()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The script of axe-core, which checks the accessibility of a page."""
+    with failing_test():
+        return install_axe().read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +151,10 @@ def install_agents() -> dict[str, Path]:
     if missing := [name for name, path in found.items() if path is None]:
         raise InstallError(f"{', '.join(missing)}: there is no program for this machine")
     return {name: path for name, path in found.items() if path is not None}
+
+
+def install_axe() -> Path:
+    return node_modules("interop/axe", AXE) / "axe-core" / "axe.min.js"
 
 
 def install_stateful_servers() -> dict[str, dict[str, Any]]:

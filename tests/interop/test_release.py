@@ -71,8 +71,9 @@ def test_the_wheel_holds_the_packages_and_nothing_else(release: Release) -> None
         names = wheel.namelist()
         metadata = wheel.read(f"{STEM}.dist-info/METADATA").decode()
     assert {name.partition("/")[0] for name in names} == {"gateway", "mcp_gateway", f"{STEM}.dist-info"}
-    assert {"gateway/py.typed", "mcp_gateway/py.typed"} <= set(names)
-    assert {name.rpartition(".")[2] for name in names if ".dist-info/" not in name} <= {"py", "typed", "html", "md"}
+    assert {"gateway/py.typed", "mcp_gateway/py.typed", "gateway/admin/console/index.html"} <= set(names)
+    kinds = {name.rpartition(".")[2] for name in names if ".dist-info/" not in name}
+    assert kinds <= {"py", "typed", "html", "md", "js", "css", "svg"}
     assert f"\nVersion: {VERSION}\n" in metadata
 
 

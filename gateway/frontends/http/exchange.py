@@ -255,9 +255,9 @@ class Exchange:
         """Answer with a JSON-RPC error."""
         await self.json(status, jsonrpc.error_response(request_id, code, text), *headers)
 
-    async def text(self, body: bytes, media_type: bytes) -> None:
+    async def text(self, body: bytes, media_type: bytes, *headers: tuple[bytes, bytes]) -> None:
         """Answer with one document that is not JSON."""
-        await self._document(200, body, (b"content-type", media_type))
+        await self._document(200, body, (b"content-type", media_type), *headers)
 
     async def empty(self, status: int, *headers: tuple[bytes, bytes]) -> None:
         """Answer without a body."""
