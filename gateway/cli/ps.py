@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.cli.flags import JSON, Command, Values
+from gateway.cli.flags import JSON, Command, Flag, Values
 from gateway.cli.options import STATE, state_directory
-from gateway.cli.output import CommandError, counted, print_json
+from gateway.cli.output import CommandError, UsageError, counted, print_json
 from gateway.store import Store
 
 ANSWER_TIMEOUT: Final = 5.0
@@ -30,10 +31,10 @@ def collect_reports(directory: Path, *, timeout: float = ANSWER_TIMEOUT) -> list
     for path in store.sockets():
         try:
             reports.append(ask(path, b"ps", timeout=timeout) | {"socket": str(path)})
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, FileNotFoundError):  # it is dead, or has just ended
             path.unlink(missing_ok=True)
         except (OSError, ValueError) as exc:
-            reports.append({"error": f"{path.name}: {exc}"})
+            reports.append({"error": f"{path.name}: {exc}", "socket": str(path)})
     return reports
 
 
@@ -136,13 +137,67 @@ def _age(seconds: float | None) -> str:
 
 
 def run(values: Values) -> int:
-    """Collect and print the reports."""
-    reports = collect_reports(state_directory(values))
+    """Collect and print the reports, once or at an interval."""
+    directory = state_directory(values)
+    if values.watch:
+        return _watch(directory, values)
+    if values.seconds is not None:
+        problem = f"{values.seconds:g} s is the interval of --watch, which is missing"
+        raise UsageError(problem, "mcp-gateway ps --watch SECONDS")
+    reports = collect_reports(directory)
     if values.json:
         print_json(reports)
     else:
-        print("\n\n".join(render(report) for report in reports) or "no gateway is running")
+        print(_text(reports))
     return 0
 
 
-COMMANDS = (Command("ps", "show the running gateways, their backends and processes", run, (JSON, STATE)),)
+def _interval(text: str) -> float:
+    """Parse the seconds between two reports."""
+    message = f"{text!r} is not a number of seconds from 0.1 to 3600"
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError(message) from None
+    if not 0.1 <= seconds <= 3600:
+        raise ValueError(message)
+    return seconds
+
+
+def _watch(directory: Path, values: Values) -> int:
+    from gateway.cli.watching import INTERVAL, Screen, is_terminal, print_block, wait, watch
+
+    draw = Screen().draw if is_terminal() else print_block
+
+    def show(reports: list[dict[str, Any]], news: list[str]) -> None:
+        if values.json:
+            print(json.dumps(reports, ensure_ascii=False), flush=True)
+        else:
+            draw(_text(reports), news)
+
+    with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it
+        watch(lambda: collect_reports(directory), show, lambda: wait(values.seconds or INTERVAL))
+    return 0
+
+
+def _text(reports: list[dict[str, Any]]) -> str:
+    return "\n\n".join(map(render, reports)) or "no gateway is running"
+
+
+COMMANDS = (
+    Command(
+        "ps",
+        "show the running gateways, their backends and processes",
+        run,
+        (
+            Flag("SECONDS", "the interval of --watch (default 2)", parse=_interval),
+            Flag(
+                "--watch",
+                "repeat it until Ctrl-C, or until no gateway has run for a minute; --json prints a line each time",
+                switch=True,
+            ),
+            JSON,
+            STATE,
+        ),
+    ),
+)
