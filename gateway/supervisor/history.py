@@ -20,7 +20,7 @@ from gateway.masking import SECRETS
 from gateway.telemetry import now_iso
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gateway.inflight.pending import PendingCall
 
@@ -71,6 +71,7 @@ class CallStats:
 
     __slots__ = (
         "_times",
+        "_tools",
         "buckets",
         "calls",
         "cancelled",
@@ -104,14 +105,19 @@ class CallStats:
         self.observer: Callable[[PendingCall, float], None] | None = None
         """Called with each ended call and its duration in seconds. It must not wait."""
         self._times = array("d")
+        self._tools: list[str] = []
+        """The tool of each of these durations under its own name; empty for other calls."""
 
     def ended(self, pending: PendingCall, seconds: float) -> None:
         """Record the end of a call."""
         times = self._times
+        tool = pending.own_name if pending.call.method == "tools/call" else ""
         if self.calls < MAX_TIMES:
             times.append(seconds)
+            self._tools.append(tool)
         else:
             times[self.calls % MAX_TIMES] = seconds
+            self._tools[self.calls % MAX_TIMES] = tool
         self.calls += 1
         self.seconds += seconds
         self.buckets[bisect_left(BOUNDS, seconds)] += 1
@@ -150,14 +156,26 @@ class CallStats:
 
     def latency(self) -> Latency:
         """Compute the percentiles of the latest calls."""
-        times = sorted(self._times)
-        if not times:
-            return Latency(0, None, None, None, None)
+        return _percentiles(self._times)
 
-        def at(share: float) -> float:
-            return round(times[min(len(times) - 1, int(share * len(times)))] * 1000, 3)
-
-        return Latency(len(times), at(0.5), at(0.9), at(0.99), at(1.0))
+    def latency_by_tool(self) -> dict[str, Latency]:
+        """Compute the same for each tool, by its own name."""
+        found: dict[str, list[float]] = {}
+        for tool, seconds in zip(self._tools, self._times, strict=True):
+            if tool:
+                found.setdefault(tool, []).append(seconds)
+        return {tool: _percentiles(times) for tool, times in found.items()}
 
     def _keep(self, call: str | None, text: str, code: str | None) -> None:
         self.errors.append(ErrorRecord(now_iso(), call, SECRETS.mask(text)[:MAX_TEXT], code))
+
+
+def _percentiles(durations: Iterable[float]) -> Latency:
+    times = sorted(durations)
+    if not times:
+        return Latency(0, None, None, None, None)
+
+    def at(share: float) -> float:
+        return round(times[min(len(times) - 1, int(share * len(times)))] * 1000, 3)
+
+    return Latency(len(times), at(0.5), at(0.9), at(0.99), at(1.0))

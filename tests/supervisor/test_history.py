@@ -1,0 +1,27 @@
+"""The statistics of one backend's calls."""
+
+from __future__ import annotations
+
+import trio
+
+from gateway.supervisor.history import MAX_TIMES, CallStats, Latency
+from tests.support.fakes import make_pending
+
+
+async def test_durations_are_kept_by_tool() -> None:
+    stats = CallStats()
+    assert stats.latency_by_tool() == {}
+    for tool, seconds in (("quick", 0.001), ("slow", 2.0), ("quick", 0.003)):
+        stats.ended(make_pending(tool), seconds)
+    stats.ended(make_pending("file:///x", method="resources/read"), 9.0)
+    assert stats.latency_by_tool() == {"quick": Latency(2, 3.0, 3.0, 3.0, 3.0), "slow": Latency(1, *[2000.0] * 4)}
+    assert stats.latency().calls == 4
+    await trio.lowlevel.checkpoint()
+
+
+async def test_only_the_latest_durations_are_kept() -> None:
+    stats = CallStats()
+    for number in range(MAX_TIMES + 2):
+        stats.ended(make_pending("old" if number < 2 else "new"), 0.001)
+    assert {tool: found.calls for tool, found in stats.latency_by_tool().items()} == {"new": MAX_TIMES}
+    await trio.lowlevel.checkpoint()
