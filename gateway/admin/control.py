@@ -60,6 +60,8 @@ async def run_command(question: bytes, management: Management) -> bytes:
         match command.do:
             case "list":
                 return await management.list_all()
+            case "diagnose":
+                found = await management.diagnose()
             case "reload":
                 found = await management.reload()
             case "restart":

@@ -5,7 +5,7 @@ Durations are in seconds unless the name says otherwise; timestamps are ISO 8601
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -237,6 +237,59 @@ class Reloaded(msgspec.Struct, frozen=True):
     changed: list[str]
     unchanged: list[str]
     not_ready: dict[str, str]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something that an operator should know, about one server or the gateway."""
+
+    level: Literal["problem", "warning"]
+    """A problem means that a server does not work."""
+    code: str
+    server: str | None
+    text: str
+    hint: str | None = None
+    """What to do about it."""
+
+
+class ToolDurations(msgspec.Struct, frozen=True):
+    """The durations of one tool's latest calls, by its own name."""
+
+    server: str
+    tool: str
+    latency: Latency
+
+
+class ToolSize(msgspec.Struct, frozen=True):
+    """The size of one tool in a list, by its public name."""
+
+    server: str
+    tool: str
+    bytes: int
+    tokens_estimate: int
+    """A quarter of its bytes."""
+
+
+class ViewSize(msgspec.Struct, frozen=True):
+    """The size of a view's list of tools; null is outside views."""
+
+    view: str | None
+    tools: int
+    bytes: int
+    tokens_estimate: int
+    """A quarter of its bytes."""
+
+
+class Diagnosis(msgspec.Struct, frozen=True):
+    """What an operator should know of the running gateway."""
+
+    states: dict[str, str]
+    slowest: list[ToolDurations]
+    """By p99, at most 10."""
+    largest: list[ToolSize]
+    """At most 10."""
+    views: list[ViewSize]
+    findings: list[Finding]
+    """Problems first."""
 
 
 class CallNode(msgspec.Struct, frozen=True):

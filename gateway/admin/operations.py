@@ -128,6 +128,11 @@ async def show_history(request: Request) -> None:
     await request.answer(request.management.history.document(after))
 
 
+async def diagnose(request: Request) -> None:
+    """Report what is slow, failing, large or insecure."""
+    await request.answer(await request.management.diagnose())
+
+
 async def read_metrics(request: Request) -> None:
     """Send the metrics."""
     await request.exchange.text(await request.metrics.text(), CONTENT_TYPE)
@@ -182,6 +187,8 @@ OPERATIONS: Final = (
     Operation("GET", "/history", "show_history", show_history,
               "Calls, durations, errors, memory and processes: 15 minutes every 5 s, 24 hours by the minute.",
               (doc.History,), "read", (400,), query=("after",)),
+    Operation("GET", "/diagnosis", "diagnose", diagnose, "What is slow, failing, large or insecure.",
+              (doc.Diagnosis,)),
     Operation("GET", "/metrics", "read_metrics", read_metrics, "Metrics in the Prometheus text format.",
               content_type="text/plain"),
     Operation("GET", "/events", "read_events", read_events,

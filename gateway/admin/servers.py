@@ -10,6 +10,7 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.admin import documents as doc
+from gateway.admin.diagnosis import diagnose
 from gateway.admin.events import Feed
 from gateway.admin.history import History
 from gateway.admin.stderr_stream import StderrStreams
@@ -174,6 +175,10 @@ class Management:
     def show_tree(self) -> doc.Tree:
         """Return the active sessions, calls and processes."""
         return make_tree(self.router, self.guard)
+
+    async def diagnose(self) -> doc.Diagnosis:
+        """Return what is slow, failing, large or insecure."""
+        return await diagnose(self._fleet)
 
     def show_server(self, name: str) -> doc.ServerDetail:
         """Everything about one server. Raises UnknownServer."""

@@ -22,9 +22,10 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.stderr import SHOWN_LINES, shown
 from gateway.backends.stdio import child_environment
-from gateway.cli.flags import JSON, Command, Values
+from gateway.cli.flags import JSON, Command, Flag, Values
+from gateway.cli.management import WHERE
 from gateway.cli.options import CONFIG, FILE, STATE, config_path, load, state_directory, warn_of_state
-from gateway.cli.output import RED, counted, painted, print_json
+from gateway.cli.output import RED, UsageError, counted, painted, print_json
 from gateway.eras.asks import ROOTS
 from gateway.errors import BackendError, BackendTooSlow, ConfigError, GatewayError, code_of, first_in_group
 from gateway.masking import SECRETS
@@ -55,7 +56,14 @@ _TAKEN_BY_ALL: Final = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
 
 def run(values: Values) -> int:
-    """Examine all servers; return 1 if one does not work."""
+    """Examine all servers, or the running gateway; return 1 if a server does not work."""
+    if values.running:
+        from gateway.cli.diagnosing import run_running
+
+        return run_running(values)
+    if values.url is not None:
+        problem = "--url names a running gateway; give --running too"
+        raise UsageError(problem, "mcp-gateway doctor --help")
     path = config_path(values)
     config = load(path, state_directory(values))
     found = examine(config, values)
@@ -277,8 +285,19 @@ def show(found: dict[str, dict[str, Any]]) -> None:
 COMMANDS = (
     Command(
         "doctor",
-        "start each server of a config once and report its problems",
+        "start each server of a config once, or examine a running gateway, and report problems",
         run,
-        (FILE, CONFIG, JSON, STATE),
+        (
+            FILE,
+            CONFIG,
+            Flag(
+                "--running",
+                "examine the running gateway instead: what is slow, fails, restarts, is large or insecure",
+                switch=True,
+            ),
+            *WHERE,
+            JSON,
+            STATE,
+        ),
     ),
 )

@@ -54,6 +54,15 @@ def change(values: Values, do: str, name: str = "") -> dict[str, Any]:
     report = find_running(values)
     if not report["urls"]:  # it serves stdio, and has no management API
         return command(report, do, name)
+    return fetch(values, report, "POST", f"/servers/{quote(name, safe='')}/{do}" if name else f"/{do}")
+
+
+def fetch(values: Values, report: dict[str, Any], method: str, path: str) -> dict[str, Any]:
+    """Send a request to the management API of the gateway in a report.
+
+    Raises:
+        CommandError: it cannot be reached, or refuses.
+    """
     url, unix_socket = split_address(report["urls"][0])
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -64,7 +73,7 @@ def change(values: Values, do: str, name: str = "") -> dict[str, Any]:
     else:
         connection = UnixConnection(unix_socket, ANSWER_WITHIN)
     try:
-        connection.request("POST", f"/servers/{quote(name, safe='')}/{do}" if name else f"/{do}", b"{}", headers)
+        connection.request(method, path, b"{}" if method == "POST" else None, headers)
         with connection.getresponse() as response:
             status, body = response.status, response.read(MAX_ANSWER)
     except (OSError, http.client.HTTPException) as exc:
@@ -134,7 +143,7 @@ def _running_names(given: dict[str, Any]) -> list[str]:
     return [backend["name"] for report in reports for backend in report.get("backends", ())]
 
 
-_WHERE: Final = (
+WHERE: Final = (
     Flag("--url", "the gateway's URL or process id (default: the running gateway)", "URL", parse=address),
     Flag(
         "--admin-token",
@@ -142,9 +151,9 @@ _WHERE: Final = (
         "TOKEN",
         variable=ENVIRONMENT,
     ),
-    STATE,
-    JSON,
 )
+"""Flags of the gateway to reach."""
+_WHERE: Final = (*WHERE, STATE, JSON)
 _NAME: Final = Flag("NAME", "the server's name in the config", required=True, complete=_running_names)
 COMMANDS = (
     Command("reload", "reload the config file of the running gateway", run_reload, _WHERE),
