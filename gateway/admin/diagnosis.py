@@ -108,6 +108,10 @@ def _examine_state(supervisor: Supervisor) -> Iterator[doc.Finding]:
     if status.breaker not in {None, "closed"}:
         text = f"the circuit breaker is {status.breaker}"
         yield doc.Finding("warning", "breaker", name, text, "see 'errors' in the details of the server")
+    if status.asked and supervisor.config.session == "shared":
+        text = f"sends {' and '.join(sorted(status.asked))}, which work only while one client alone has calls there"
+        hint = "if several clients share it, give it 'session': 'client'"
+        yield doc.Finding("warning", "shared", name, text, hint)
     for text in status.warnings:
         yield doc.Finding("warning", "lists", name, text)
 

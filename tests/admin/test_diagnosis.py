@@ -132,6 +132,16 @@ async def test_plain_secrets_are_named_but_not_shown(tmp_path: Path, autojump_cl
         assert "correct-horse" not in json.dumps(await diagnosis(harness))
 
 
+async def test_shared_servers_that_ask_clients_are_found(tmp_path: Path, autojump_clock: MockClock) -> None:
+    servers = {"a": {"command": "x"}, "b": {"command": "x", "session": "client"}}
+    async with open_harness(tmp_path, config={"mcpServers": servers, **PLAIN}) as harness:
+        for name in servers:
+            harness.fakes[name].session.asked = ("roots/list", "elicitation/create")
+        found = await findings(harness)
+        assert found.keys() == {("a", "shared")}
+        assert found["a", "shared"]["text"].startswith("sends elicitation/create and roots/list, ")
+
+
 async def test_list_problems_and_open_breakers_are_found(tmp_path: Path, autojump_clock: MockClock) -> None:
     breaker = {"a": {"command": "run-a", "circuit_breaker": {"failures": 1}}}
     async with open_harness(tmp_path, config={"mcpServers": breaker, **PLAIN}) as harness:
