@@ -6,6 +6,8 @@ starts the gateway over stdio must not pay for features that it does not use.
 
 from __future__ import annotations
 
+import sys
+
 from gateway.version import VERSION
 
 TYPE_CHECKING = False  # importing `typing` takes longer than all that a relay needs of this package
@@ -16,6 +18,21 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 __all__ = ["EmbeddedGateway", "MCPProxyManager", "ProxyManager", "__version__", "open_gateway"]
+
+if sys.platform == "win32":
+    _TEXT = (
+        "mcp-gateway does not run on Windows, since it needs Unix sockets, process groups and signals; use it in WSL:"
+        " run `wsl --install` in PowerShell, restart, then install and run the gateway in the Linux that `wsl` opens. A"
+        " Windows client starts it with the command `wsl` and the arguments `-e bash -lc 'mcp-gateway connect CONFIG'`,"
+        " where CONFIG is a path in that Linux."
+    )
+    _NAME = sys.argv[0].replace("\\", "/").rpartition("/")[2].removesuffix(".exe").removesuffix("-script.py")
+    if _NAME in {"mcp-gateway", "trio-mcp-gateway"} or (
+        _NAME == "-m" and not {"gateway", "mcp_gateway"}.isdisjoint(sys.orig_argv)
+    ):
+        sys.stderr.write(f"{_TEXT}\n")
+        sys.exit(2)
+    raise ImportError(_TEXT)
 
 _HOMES = {
     "EmbeddedGateway": ("gateway.embed.native", "EmbeddedGateway"),

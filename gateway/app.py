@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket  # ruff: ignore[typing-only-standard-library-import] - msgspec reads it
-import sys
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -52,8 +51,7 @@ GC_THRESHOLD: Final = 5_000
 M_MMAP_THRESHOLD: Final = -3
 LARGE_BLOCK_BYTES: Final = 2**18
 """Larger blocks are mapped individually. Most messages are smaller; a mapped one costs one page fault per page."""
-RELOAD_SIGNALS: Final = () if sys.platform == "win32" else (signal.SIGHUP,)
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, *RELOAD_SIGNALS)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 log = logging.getLogger("gateway.app")
 
@@ -281,7 +279,7 @@ class Gateway:
 
     def _handle_signal(self, number: int) -> None:
         name = signal.Signals(number).name
-        if number in RELOAD_SIGNALS:
+        if number == signal.SIGHUP:
             self.runtime.audit.reopen()
             self._reloader.reload_soon(name)
         elif not self.runtime.stopping.is_set():
@@ -299,8 +297,9 @@ async def serve(config: Config, options: Options, ready: Callable[[str], None]) 
     Returns whether all calls ended within the grace period. Raises `gateway.frontends.http.listen_address.ListenError`.
     Only for a process that does nothing else: it permanently raises the process's limit of open files.
     """
-    if (limit := raise_nofile_limit()) is not None and limit[0] != limit[1]:
-        log.debug("raised RLIMIT_NOFILE from %d to %d; children keep the old limit", *limit)
+    before, now = raise_nofile_limit()
+    if before != now:
+        log.debug("raised RLIMIT_NOFILE from %d to %d; children keep the old limit", before, now)
     listening = nullcontext() if options.is_local else options.binding.open()  # before anything starts
     with listening as bound:
         signals = keep_signals()  # not before: signals must be able to end a slow name lookup

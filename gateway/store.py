@@ -143,8 +143,6 @@ def find_exposure(found: os.stat_result) -> str | None:
     As in ssh, root does not count as another user, but any group does, even one with a single member, since others may
     join it.
     """
-    if not hasattr(os, "geteuid"):
-        return None  # Windows: the access list of the user's profile decides
     if found.st_uid not in {0, os.geteuid()}:
         return f"belongs to another user (uid {found.st_uid})"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -55,7 +55,11 @@ def _find() -> ModuleType:
             text = f"no package 'gateway' in {_PLACE.parent}"
             raise ImportError(text)
         known = sys.modules["gateway"] = module_from_spec(spec)
-        spec.loader.exec_module(known)
+        try:
+            spec.loader.exec_module(known)
+        except BaseException:  # it refuses Windows
+            del sys.modules["gateway"]
+            raise
     elif Path(known.__file__ or "").resolve() != _PLACE / "__init__.py":
         text = f"mcp_gateway needs its own package 'gateway', but {known.__file__} has been imported under that name"
         raise ImportError(text)

@@ -8,9 +8,11 @@ Garbage on stdout is logged and skipped; a line over the limit costs its own cal
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import sys
+import termios
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -36,24 +38,12 @@ if TYPE_CHECKING:
     from gateway.inflight.pending import PendingCall
     from gateway.processes.guard import ChildGuard
 
-try:
-    import fcntl
-    import termios
-except ImportError:  # Windows
-    fcntl = termios = None
-
-_WINDOWS_ENVIRONMENT: Final = (
-    "APPDATA COMSPEC HOMEDRIVE HOMEPATH LOCALAPPDATA PATH PATHEXT PROCESSOR_ARCHITECTURE PROGRAMDATA PROGRAMFILES"
-    " SYSTEMDRIVE SYSTEMROOT TEMP TMP USERNAME USERPROFILE"
-)
 _POSIX_ENVIRONMENT: Final = "HOME LANG LC_ALL LC_CTYPE LOGNAME PATH SHELL TERM TMPDIR TZ USER"
 _NETWORK_ENVIRONMENT: Final = (
     "ALL_PROXY HTTPS_PROXY HTTP_PROXY NO_PROXY all_proxy http_proxy https_proxy no_proxy"
     " CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS REQUESTS_CA_BUNDLE SSL_CERT_DIR SSL_CERT_FILE"
 )  # without them `uvx` and `npx` cannot download in a network with a proxy or its own certificate authority
-SAFE_ENVIRONMENT: Final = (
-    (_WINDOWS_ENVIRONMENT if sys.platform == "win32" else _POSIX_ENVIRONMENT) + " " + _NETWORK_ENVIRONMENT
-).split()
+SAFE_ENVIRONMENT: Final = (_POSIX_ENVIRONMENT + " " + _NETWORK_ENVIRONMENT).split()
 """Variables that a child inherits by default. Secrets of the gateway's own environment are not among them, so a proxy
 address with a user name is left out."""
 GATEWAYS_VARIABLE: Final = "MCP_GATEWAY_GATEWAYS"
@@ -158,7 +148,7 @@ class StdioSession:
     def has_read(self) -> bool:
         """Whether the child has read any input; true if the system cannot tell."""
         fd, unread = self._child.stdin.fileno(), 0
-        if fcntl is not None and termios is not None and fd >= 0:
+        if fd >= 0:
             with contextlib.suppress(OSError):
                 unread = int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
         return self._outbox.written > unread

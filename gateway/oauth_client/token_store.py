@@ -8,6 +8,7 @@ in a thread. Without a state directory, tokens live as long as the process.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
     from gateway.config import ServerConfig
     from gateway.store import Store
-
-try:
-    import fcntl
-except ImportError:  # Windows: two gateways that refresh simultaneously may have to log in again
-    fcntl = None
 
 FORMAT: Final = 1
 """Version of the token files; a file of another version counts as absent."""
@@ -163,7 +159,7 @@ class RefreshLock:
         await trio.lowlevel.checkpoint()
         with contextlib.suppress(OSError):
             path = self._files.lock_path()
-            if path is not None and fcntl is not None:
+            if path is not None:
                 self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | NO_FOLLOW, 0o600)
         try:
             with trio.move_on_after(self._timeout):
@@ -174,7 +170,7 @@ class RefreshLock:
             raise
 
     def _try_lock(self) -> bool:
-        if self._fd is None or fcntl is None:
+        if self._fd is None:
             return True
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

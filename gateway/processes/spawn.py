@@ -186,19 +186,16 @@ def describe_spawn_error(command: ChildCommand, env: Mapping[str, str], exc: Exc
             return f"cannot start: command {name!r}: {exc}"
 
 
-def raise_nofile_limit() -> tuple[int, int] | None:
+def raise_nofile_limit() -> tuple[int, int]:
     """Raise the soft RLIMIT_NOFILE to the hard limit, at most 65536.
 
     Children keep the old one.
 
     `Popen` has no hook that is both quick and safe in a threaded program, so a child gets its limit back by `prlimit`
     right after its start: for some 0.1 ms it has the raised one, visible only to a program that reads its limit
-    immediately. Without `prlimit` (systems other than Linux), children inherit the raised limit. Returns (before, now),
-    or None if the system has no such limit.
+    immediately. Without `prlimit` (systems other than Linux), children inherit the raised limit. Returns (before, now).
     """
     global _children_nofile
-    if sys.platform == "win32":
-        return None
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

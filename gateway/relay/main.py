@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from gateway.relay.copying import Relay
 from gateway.relay.greetings import Greetings
@@ -71,9 +70,6 @@ def run(
         max_name_length: the maximum length of names, None for the config's.
         state: the state directory, None for the default one.
     """
-    if sys.platform == "win32":
-        warn("error: connect needs Unix sockets; on Windows, run the gateway and its clients in WSL")
-        return 1
     try:
         place = Place(config, os.environ, version, state)
         check_lineage(place, os.environ)

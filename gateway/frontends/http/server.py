@@ -33,10 +33,8 @@ log = logging.getLogger("gateway.http")
 
 def find_descriptor_limit() -> int | None:
     """Return the limit of open files of this process; None without one."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
+    import resource
+
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if soft == resource.RLIM_INFINITY else soft
 
