@@ -88,6 +88,10 @@ def wait_gone(look, until):
 
 def wait_end(pid, until):
     """Return whether the process ends in time."""
+    if not hasattr(os, "pidfd_open"):  # the simulation of macOS
+        while (row := stat(pid)) is not None and row[0] not in "ZX" and time.monotonic() < until:
+            time.sleep(0.01)
+        return row is None or row[0] in "ZX"
     try:
         fd = os.pidfd_open(pid)
     except OSError:
@@ -115,7 +119,7 @@ def reap():
     while ending := ending_children():  # again after each round: their own children may have been reparented to us
         ended = [wait_end(pid, until) for pid in ending]
         with contextlib.suppress(ChildProcessError):
-            while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG) is not None:
+            while os.waitpid(-1, os.WNOHANG)[0]:
                 count += 1
         if not all(ended):
             break

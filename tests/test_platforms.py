@@ -1,4 +1,4 @@
-"""Windows, which is refused."""
+"""macOS in a simulation, and Windows, which is refused."""
 
 from __future__ import annotations
 
@@ -25,6 +25,26 @@ sys.meta_path.insert(0, Missing())
 sys.platform = "win32"
 """
 COMMANDS = [("gateway", "-m"), ("mcp_gateway", "-m"), ("gateway", "script"), ("gateway", "script.exe")]
+LEAVING = "tests/children/test_endings.py::test_leaving_the_context_ends_all_processes"
+SIMULATED = {
+    "children": [
+        "tests/children/test_ps.py",
+        "tests/children/test_descendants.py",
+        *(f"{LEAVING}[{temper}-embedded]" for temper in ("ignores_term", "shell", "daemon", "stubborn_daemon")),
+        "tests/children/test_endings.py::test_a_killed_gateway_leaves_no_processes[kill_group]",
+    ],
+    "gateway": [
+        *(
+            f"tests/cli/test_lifetime.py::test_an_early_signal_leaves_no_socket[{name}]"
+            for name in ("SIGTERM", "SIGINT")
+        ),
+        "tests/backends/test_stdio.py::test_an_exit_is_reported_despite_write_failures",
+        "tests/faults/test_lifetimes.py::test_no_process_is_left[SIGKILL-stdio]",
+        "tests/relay/test_connect.py::test_the_end_of_stdin_is_answered_first",
+    ],
+}
+"""The tests that run in the simulation of macOS too; CONTRIBUTING names the command for all of them."""
+
 
 def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -59,3 +79,10 @@ for _ in range(2):
     done = run("-c", WINDOWS + code)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == done.stdout.count("wsl --install") == 2
+
+
+@pytest.mark.parametrize("part", SIMULATED)
+def test_macos_is_simulated(part: str) -> None:
+    pytest_command = ["-P", "-m", "pytest", "-q", "-n0", "-rfE", "-p", "no:hypothesispytest", *SIMULATED[part]]
+    done = run("-m", "tests.support.darwin", *pytest_command, timeout=120)
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -26,6 +26,7 @@ from gateway import jsonrpc
 from gateway.calls import ANYBODY, NameChoice, at_endpoint
 from gateway.errors import ConfigError
 from gateway.frontends.stdio import StdioFrontend
+from gateway.httpd.listening import is_listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +65,7 @@ def open_listener() -> socket.socket:
     """Take over the socket that the process was started with. Raises ConfigError."""
     with contextlib.suppress(OSError):
         listener = socket.socket(fileno=LISTEN_FD)
-        if listener.family == socket.AF_UNIX and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if listener.family == socket.AF_UNIX and is_listening(listener) is not False:
             listener.set_inheritable(False)
             return listener
         listener.detach()
@@ -144,6 +145,8 @@ class RelayFrontend:
             except OSError as exc:
                 if self._listener.fileno() < 0:
                     return  # it ended when a connection had just arrived
+                if exc.errno == errno.ECONNABORTED:  # macOS: the relay has gone meanwhile
+                    continue
                 if exc.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
                     raise
                 await trio.sleep(ACCEPT_PAUSE)
@@ -153,7 +156,10 @@ class RelayFrontend:
     async def _serve(self, sock: trio.socket.SocketType) -> None:
         """Serve one connection from its first line to its end."""
         with sock:
-            uid = peer_uid(sock)
+            try:
+                uid = peer_uid(sock)
+            except OSError:
+                return  # macOS: the relay has gone meanwhile
             if uid != os.getuid():
                 log.warning("connection of another user (uid %d) refused", uid, extra={"event": "relay_refused"})
                 return

@@ -28,7 +28,6 @@ lifespan, no HTTP/3, no statsd, and no `max_requests`, which is for workers that
 from __future__ import annotations
 
 import errno
-import socket
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +40,7 @@ from gateway.httpd.connection import Connection
 from gateway.httpd.connection_limit import ConnectionLimit, Limits, Slot
 from gateway.httpd.exchange import Service
 from gateway.httpd.http2 import BoundedTCPServer
+from gateway.httpd.listening import is_listening
 from gateway.httpd.wire import TLSWire, Wire
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     addresses: list[str] = []
     context = config.create_ssl_context()
     for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # or it would change the caller's backlog
+        if not is_listening(sock):  # or it would change the caller's backlog
             sock.listen(config.backlog)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         address = repr_socket_addr(sock.family, sock.getsockname())

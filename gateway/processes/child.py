@@ -35,8 +35,10 @@ __all__ = ["Child", "ChildCommand", "open_child"]
 logger: Final = logging.getLogger("gateway.children")
 
 STRAGGLER_GRACE: Final = 0.25  # s from the child's own end to SIGTERM for its descendants; most of them end as well
-SCAN_TIMEOUT: Final = 0.25  # s for a scan before a signal is sent; a hanging /proc must not delay the signal
-END_TIMEOUT: Final = 0.25  # s to wait for known descendants before scanning for new ones
+SCAN_TIMEOUT: Final = 0.25 if process_tree.HAS_PROC else 1.0
+"""Seconds for a scan before a signal is sent, which a hanging `/proc` or `ps` must not delay."""
+END_TIMEOUT: Final = 0.25 if process_tree.HAS_PROC else 1.0
+"""Seconds for known descendants to end, and for a scan for new ones where processes are killed."""
 SWEEP_TIMEOUT: Final = 2.0  # s beyond the grace periods, for processes that left the group
 FREEZE_ROUNDS: Final = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
 POLL_INTERVAL: Final = 0.02  # s, on systems without a descriptor that reports a process's end
@@ -50,7 +52,8 @@ class Child:
     Its owner must read `stdout` and `stderr`, or the child may block.
     """
 
-    def __init__(self, spawned: Spawned) -> None:
+    def __init__(self, spawned: Spawned, tree: ProcessTree) -> None:
+        self._tree = tree
         self._popen = spawned.popen
         self._pidfd = spawned.pidfd
         self._status: int | None = None
@@ -66,6 +69,7 @@ class Child:
         if self._status is None:
             if sys.platform != "linux":
                 self._status = self._popen.poll()
+                self._tree.pinned = self._status is None  # reaped: its pid may be reused
                 return self._status
             try:  # WNOWAIT leaves the zombie in place
                 info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -122,9 +126,9 @@ class Child:
     def signal_group(self, number: int) -> None:
         """Signal the whole group. Safe while the child is not reaped (see the module's docstring).
 
-        Without `/proc` it is reaped early (`has_group`), and then the group's own members pin its number.
+        Without `waitid` it is reaped early (`returncode`), and then the group's own members pin its number.
         """
-        if self._status != STATUS_UNKNOWN and (self._popen.returncode is None or not process_tree.CAN_SCAN):
+        if self._status != STATUS_UNKNOWN and (self._popen.returncode is None or not process_tree.HAS_PROC):
             try:
                 os.killpg(self.pid, number)
             except (ProcessLookupError, PermissionError) as exc:  # the group is empty, or has a setuid program
@@ -187,7 +191,7 @@ async def open_child(
         guard.remove(tree, spawned=False)
         raise
     guard.spawned(tree, spawned.popen.pid, spawned.start)
-    child = Child(spawned)
+    child = Child(spawned, tree)
     try:
         yield child
     finally:
@@ -251,8 +255,8 @@ class _ShutdownSequence:
                 for row in others:
                     if (row.pid, row.start) not in signalled:
                         signalled.add((row.pid, row.start))
-                        process_tree.send(row.pid, row.start, signal.SIGTERM)
-                        process_tree.send(row.pid, row.start, signal.SIGCONT)
+                        process_tree.send(row, signal.SIGTERM)
+                        process_tree.send(row, signal.SIGCONT)
             await self._child.wait()
             with trio.move_on_after(END_TIMEOUT):
                 await _wait_ended(others)
@@ -260,7 +264,7 @@ class _ShutdownSequence:
             if self._empty():
                 self.all_ended = True
                 return
-            if not process_tree.CAN_SCAN:
+            if not process_tree.HAS_PROC:
                 await trio.sleep(POLL_INTERVAL)
 
     async def _kill(self) -> None:
@@ -272,17 +276,18 @@ class _ShutdownSequence:
             await self._scan()
             frozen: set[tuple[int, int]] = set()
             for _ in range(FREEZE_ROUNDS):
-                fresh = {(row.pid, row.start) for row in self._others() if row.pgrp != self._child.pid} - frozen
+                others = [row for row in self._others() if row.pgrp != self._child.pid]
+                fresh = {(row.pid, row.start): row for row in others if (row.pid, row.start) not in frozen}
                 if not fresh:
                     break
-                for pid, start in fresh:
-                    process_tree.send(pid, start, signal.SIGSTOP)
-                frozen |= fresh
+                for row in fresh.values():
+                    process_tree.send(row, signal.SIGSTOP)
+                frozen |= fresh.keys()
                 await self._scan()
             self._child.signal_group(signal.SIGKILL)
             others = self._others()
             for row in others:
-                process_tree.send(row.pid, row.start, signal.SIGKILL)
+                process_tree.send(row, signal.SIGKILL)
             with trio.move_on_after(END_TIMEOUT):
                 await self._child.wait()
                 await _wait_ended(others)
@@ -290,7 +295,7 @@ class _ShutdownSequence:
                 self.all_ended = self._empty()
             if self.all_ended:
                 return
-            if not process_tree.CAN_SCAN:
+            if not process_tree.HAS_PROC:
                 await trio.sleep(POLL_INTERVAL)
 
     async def _scan(self) -> None:  # noqa: ASYNC910 - a scan has one; after the timeout, continue at once
@@ -303,7 +308,7 @@ class _ShutdownSequence:
     def _empty(self) -> bool:
         if self._child.returncode is None:
             return False
-        return not (self._others() if process_tree.CAN_SCAN else self._child.has_group())
+        return not self._others() and (process_tree.HAS_PROC or not self._child.has_group())
 
 
 async def _wait_ended(rows: list[Row]) -> None:

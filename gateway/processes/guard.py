@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 logger: Final = logging.getLogger("gateway.children")
 
 TICK: Final = 0.5  # s between two checks for zombies, each one system call; bounds the life of a reparented zombie
-SCAN_INTERVAL: Final = 5.0  # s between two scans of /proc (some ms each) while children live; see `run_ticks`
+SCAN_INTERVAL: Final = 5.0  # s between two scans (some ms each, 20 with `ps`) while children live; see `run_ticks`
 SCAN_SHARE: Final = 0.15  # of one core for scans while many children are being stopped
 SCAN_PAUSE_LIMIT: Final = 0.1  # s at most between two scans while a caller waits
 SCAN_TIMEOUT: Final = 5.0  # s: reading an environment hangs while its process hangs in the kernel
@@ -74,7 +74,7 @@ class ChildGuard:
         self.instance: Final = secrets.token_hex(8)
         self.force_stopped: Final = trio.Event()
         self.limiter: Final = trio.CapacityLimiter(SPAWN_THREADS)
-        self.reaps_orphans: Final = subreaper or os.getpid() == 1
+        self.reaps_orphans: Final = sys.platform == "linux" and (subreaper or os.getpid() == 1)
         self._tracked: dict[str, TrackedProcess] = {}
         self._rows: dict[int, Row] = {}
         self._since = row.start if (row := process_tree.read_row(os.getpid())) else 0
@@ -85,6 +85,7 @@ class ChildGuard:
         self._scan_lock = trio.Lock()
         self._scan_limiter = trio.CapacityLimiter(2)  # one that hangs must not block the others
         self._scans_started = self._scans_finished = 0
+        self._scan_failed = False
         self._pause_until = self._next_scan = -float("inf")
         self._sentinel = SentinelClient(self._announcements) if sentinel else None
         self._lost: list[tuple[ProcessTree, subprocess.Popen[bytes]]] = []
@@ -182,13 +183,25 @@ class ChildGuard:
             self._scans_started += 1
             began, number = trio.current_time(), self._scans_started
             known = frozenset(item for tracked in self._tracked.values() for item in tracked.tree.processes.items())
+            problem = None
             with trio.move_on_after(SCAN_TIMEOUT) as scope:
-                processes = await trio.to_thread.run_sync(
-                    process_tree.scan_processes, self._since, known, abandon_on_cancel=True, limiter=self._scan_limiter
-                )
-                self._apply_scan(processes)
+                try:
+                    processes = await trio.to_thread.run_sync(
+                        process_tree.scan_processes,
+                        self._since,
+                        known,
+                        abandon_on_cancel=True,
+                        limiter=self._scan_limiter,
+                    )
+                except OSError as exc:
+                    problem = f"failed: {exc}"
+                else:
+                    self._apply_scan(processes)
             if scope.cancelled_caught:
-                logger.warning("scan of /proc took more than %.0f s; descendants may be missing", SCAN_TIMEOUT)
+                problem = f"took more than {SCAN_TIMEOUT:.0f} s"
+            if problem is not None and not self._scan_failed:
+                logger.warning("scan of processes %s; descendants may be missing", problem)
+            self._scan_failed = problem is not None
             now = trio.current_time()
             self._scans_finished = number
             self._pause_until = now + min((now - began) / SCAN_SHARE, SCAN_PAUSE_LIMIT)
@@ -214,7 +227,7 @@ class ChildGuard:
                     _reap(row.pid)
                     tree.processes.pop(row.pid, None)
         for row, _ in orphans:
-            if process_tree.send(row.pid, row.start, signal.SIGKILL):
+            if process_tree.send(row, signal.SIGKILL):
                 logger.warning(
                     "ended process %d, which had escaped when its backend was stopped",
                     row.pid,
@@ -318,10 +331,12 @@ def _describe_processes(tree: ProcessTree) -> dict[str, Any]:
 
 def _reap(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):  # reaped by other code, or reparented elsewhere
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        os.waitpid(pid, os.WNOHANG)
 
 
 def _has_zombie() -> bool:
+    if sys.platform != "linux":
+        return False
     with contextlib.suppress(ChildProcessError):  # no children at all
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     return False
@@ -330,14 +345,15 @@ def _has_zombie() -> bool:
 @contextlib.contextmanager
 def _as_subreaper(wanted: bool) -> Generator[None]:
     """Become the subreaper of orphaned descendants, and able to wait for children."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if wanted and in_main and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        # Some launchers leave it ignored; then the kernel reaps our children itself and no exit status is ever seen.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if not wanted or sys.platform != "linux":
         yield
         return
     import ctypes  # imported late: it costs 10 ms that an embedded gateway avoids
 
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
-        # Some launchers leave it ignored; then the kernel reaps our children itself and no exit status is ever seen.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     libc = ctypes.CDLL(None, use_errno=True)
     before = ctypes.c_int(0)
     libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)

@@ -1,17 +1,23 @@
-"""The descendants of a child, read from `/proc`: the processes that the gateway may kill.
+"""The descendants of a child, read from `/proc` or `ps`, the processes that the gateway may kill.
 
-Linux only, synchronous, and light parts of the standard library only: the sentinel loads this file by path. A process
-belongs to a child's tree when any evidence says so: it was seen there before (pid *and* start time), its session or its
-chain of parents leads to the child, its environment has the id of the tree, or its limits have the mark of the tree.
-Any of these can be lost (`setsid`, a dead parent, `env -i`), so all are used, and a process once seen stays in the
-tree. No tasks; a `ProcessTree` is owned by the guard in the gateway, and by the sentinel in its own process.
+Synchronous, standard library only and nothing heavy: the sentinel loads this file by path. A process belongs to a
+child's tree when any evidence says so: it was seen there before (pid *and* start time), its session or its chain of
+parents leads to the child, its environment has the id of the tree, or its limits have the mark of the tree (Linux).
+Each alone can be lost (`setsid`, a dead parent, `env -i`), so they add up, and a process once seen stays in the tree.
+No tasks; a `ProcessTree` is owned by the guard in the gateway, and by the sentinel in its own process.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
+import time
+
+TYPE_CHECKING = False  # the sentinel must stay small
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TREE_ID_VARIABLE = "MCP_GATEWAY_COOKIE"
 """Environment variable with the id of the child's tree, `instance.child`; a nested gateway appends its own ids after a
@@ -23,7 +29,18 @@ is inherited through `fork`, `exec`, `setsid` and `env -i`. Unlike the environme
 
 MARK_LIMIT_LINE = b"Max file locks"
 
-CAN_SCAN = sys.platform == "linux" and os.path.exists("/proc/self/stat")  # ruff: ignore[os-path-exists] - pathlib costs 2 MB in the sentinel
+HAS_PROC = sys.platform == "linux" and os.path.exists("/proc/self/stat")  # ruff: ignore[os-path-exists] - pathlib costs 2 MB in the sentinel
+CAN_SCAN = HAS_PROC or sys.platform == "darwin"
+
+PS = (
+    "ps", "-A", "-E", "-ww", "-o", "pid=", "-o", "ppid=", "-o", "pgid=", "-o", "stat=", "-o", "lstart=",
+    "-o", "command=",
+)  # fmt: skip
+"""The `ps` of macOS: all processes, with the environments that this user may read after the commands."""
+
+PS_TIMEOUT = 4.0  # s; it takes some 20 ms
+MAX_PS_OUTPUT = 64 << 20  # bytes: a thousand processes with the 64 kB of a large environment
+MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 
 MAX_ENVIRON = 4 << 20  # bytes: the kernel allows argv and environment 6 MB together; usual ones have a few kB
 MAX_LISTINGS = 5  # a chain of processes that forks faster than that is found by the next scan
@@ -31,7 +48,10 @@ ENDED = "ZX"
 
 
 class Row:  # ruff: ignore[class-as-data-structure] - dataclasses cost the sentinel 2 MB
-    """One process as in `/proc/PID/stat`; `start`, in clock ticks since boot, distinguishes reused pids."""
+    """One process as in `/proc/PID/stat`; `start`, in clock ticks since boot, distinguishes reused pids.
+
+    From `ps`, `start` has a resolution of one second and an arbitrary origin.
+    """
 
     __slots__ = ("pgrp", "pid", "ppid", "session", "start", "state")
 
@@ -47,8 +67,9 @@ class Row:  # ruff: ignore[class-as-data-structure] - dataclasses cost the senti
 class ProcessTree:
     """A child and the processes that descend from it.
 
-    `pid` is 0 until the child has been spawned. `processes` maps the pids seen so far to their start times, the child's
-    own included; `sessions` maps the sessions that members of the tree lead to the start times of their leaders.
+    `pid` is 0 until the child has been spawned, `start` also until a scan by `ps` shows it. `processes` maps the pids
+    seen so far to their start times, the child's own included; `sessions` maps the sessions that members of the tree
+    lead to the start times of their leaders.
     `pinned`: the child is one of the scanning process and not reaped yet, so that its pid cannot be reused. `grace` is
     that of each step of the shutdown sequence: close stdin, SIGTERM, SIGKILL.
     """
@@ -144,7 +165,7 @@ def list_processes() -> dict[int, Row]:
     until a listing shows no new pid (nearly always the second).
     """
     rows: dict[int, Row] = {}
-    if not CAN_SCAN:
+    if not HAS_PROC:
         return rows
     seen: set[str] = set()
     for _ in range(MAX_LISTINGS):
@@ -169,11 +190,80 @@ class ProcessScan:  # ruff: ignore[class-as-data-structure] - see Row
         self.limit_marks = limit_marks
 
 
+def parse_ps(output: bytes) -> ProcessScan:
+    """Parse what `PS` prints; sessions are read from the system, since `ps` of macOS prints addresses.
+
+    Raises:
+        OSError: a line is not as expected, so that others may be missing too.
+    """
+    rows: dict[int, Row] = {}
+    tree_ids: dict[int, list[str]] = {}
+    for line in output.splitlines():
+        try:
+            pid, ppid, pgrp, state, _, month, day, clock, year, *command = line.split(None, 9)
+            hour, minute, second = map(int, clock.split(b":"))
+            days = (int(year) * 12 + MONTHS.index(month)) * 31 + int(day)
+            row = Row(int(pid), state[:1].decode(), int(ppid), int(pgrp), int(pgrp), 0)
+        except ValueError:
+            raise OSError(f"ps printed {line[:80]!r}") from None
+        row.start = ((days * 24 + hour) * 60 + minute) * 60 + second
+        row.session = _read_session(row)
+        rows[row.pid] = row
+        _, found, value = b"".join(command).rpartition(b" " + TREE_ID_VARIABLE.encode() + b"=")
+        if found:
+            tree_ids[row.pid] = value.split(b" ", 1)[0].decode("ascii", "replace").split(":")
+    return ProcessScan(rows, tree_ids, {})
+
+
+def _read_session(row: Row) -> int:
+    try:
+        return os.getsid(row.pid)
+    except OSError:  # a zombie, or it ended meanwhile
+        return row.pgrp
+
+
+def run_ps(command: Sequence[str] = PS, timeout: float = PS_TIMEOUT) -> bytes:
+    """Return what `ps` prints. Raises OSError, also when it fails or takes too long."""
+    import subprocess  # not on Linux, where the sentinel has no use for it
+
+    deadline = time.monotonic() + timeout
+    env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}  # `lstart` has a fixed format then
+    null = subprocess.DEVNULL
+    output = bytearray()
+    # In a group of its own: Ctrl-C at a terminal must not cut the list.
+    with subprocess.Popen(
+        command, stdin=null, stdout=subprocess.PIPE, stderr=null, env=env, process_group=0, bufsize=0
+    ) as ps:
+        try:
+            poll = select.poll()
+            poll.register(ps.stdout or 0, select.POLLIN)
+            while poll.poll(max(0.0, deadline - time.monotonic()) * 1000) and ps.stdout is not None:
+                part = ps.stdout.read(1 << 16)
+                output += part
+                if not part or len(output) > MAX_PS_OUTPUT:
+                    break
+            else:
+                raise subprocess.TimeoutExpired(command, timeout)
+            status = ps.wait(max(0.0, deadline - time.monotonic())) if not part else -1
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{command[0]} took more than {timeout:g} s") from None
+        finally:
+            ps.kill()
+    if status:
+        raise OSError(f"{command[0]} failed (status {status}, {len(output)} bytes)")
+    return bytes(output)
+
+
 def scan_processes(since: int, known: frozenset[tuple[int, int]] = frozenset()) -> ProcessScan:
     """List processes; read ids and marks of those started after `since`, not `known`.
 
     Reading an environment may block while its owner is stuck in the kernel: never call this on the loop's own thread.
+
+    Raises:
+        OSError: `ps` has failed.
     """
+    if not HAS_PROC and CAN_SCAN:
+        return parse_ps(run_ps())
     rows = list_processes()
     unknown = [row for row in rows.values() if row.start >= since and (row.pid, row.start) not in known]
     tree_ids = {row.pid: read_tree_ids(row.pid) for row in unknown if row.state not in ENDED}
@@ -208,6 +298,8 @@ def assign_processes(
     sessions = {row.session for row in rows.values()}
     owner: dict[int, ProcessTree] = {}
     for tree in trees.values():
+        if tree.pid and not tree.start and (row := rows.get(tree.pid)) is not None and row.session == row.pid:
+            tree.set_child(row.pid, row.start)  # `spawn` reads no start time where there is no `/proc`
         _forget_reused(tree, rows, sessions)
         owner.update(dict.fromkeys(tree.processes, tree))
     unassigned = [
@@ -251,14 +343,22 @@ def _assign(row: Row, tree: ProcessTree, owner: dict[int, ProcessTree]) -> None:
         tree.sessions[row.pid] = row.start
 
 
-def send(pid: int, start: int, number: int) -> bool:
-    """Signal exactly this process; return False if it has ended or may not be signalled.
+def send(row: Row, number: int) -> bool:
+    """Signal exactly this process; return False when it has ended or may not be signalled.
 
     The pidfd pins the process that has the pid now, and the signal is sent only if its start time matches, so that a
-    reused pid is never signalled.
+    reused pid is never signalled. Where there are no pidfds, its group and session must match, which leaves a moment in
+    which the pid can be reused.
     """
+    pid = row.pid
     if sys.platform != "linux":
-        return False
+        try:
+            if (os.getpgid(pid), os.getsid(pid)) != (row.pgrp, row.session):
+                return False
+            os.kill(pid, number)
+        except OSError:
+            return False
+        return True
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -266,8 +366,8 @@ def send(pid: int, start: int, number: int) -> bool:
     except OSError:  # a kernel or sandbox without pidfds
         fd = -1
     try:
-        row = read_row(pid)
-        if row is None or row.start != start:
+        now = read_row(pid)
+        if now is None or now.start != row.start:
             return False
         signal.pidfd_send_signal(fd, number) if fd >= 0 else os.kill(pid, number)
     except (ProcessLookupError, PermissionError):

@@ -27,7 +27,8 @@ KILL_TIMEOUT = 5.0  # s beyond the longest grace, for processes that do not end 
 ORPHAN_GRACE = (0.0, 1.0, 1.0)  # for a tree id of the gateway whose child was never announced
 FREEZE_ROUNDS = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
 MAX_LINE = 1 << 16  # bytes: an announcement has some 200; a longer line is not the gateway's
-FAST_SCAN_INTERVAL, SCAN_INTERVAL = 0.03, 0.1  # s between two scans of /proc, in the first second and later
+MAX_FDS = 1 << 16  # that a gateway may have; without a limit, macOS reports more than `closerange` accepts
+FAST_SCAN_INTERVAL, SCAN_INTERVAL = 0.03, 0.1  # s between two scans, in the first second and later
 
 
 class Watch:
@@ -81,7 +82,7 @@ def listen(watch: Watch) -> bool:
             *lines, buffer = (buffer + data).split(b"\n")
             if len(buffer) > MAX_LINE or not all(watch.handle_announcement(line) for line in lines):
                 return False
-            if gateway_fd < 0 and watch.gateway and hasattr(os, "pidfd_open"):
+            if gateway_fd < 0 and watch.gateway and sys.platform == "linux":
                 # The pipe alone is not enough: a program that embeds the gateway may have forked without exec,
                 # and that copy holds the pipe open.
                 try:
@@ -118,8 +119,8 @@ def stop_all(watch: Watch) -> None:
                 for row in living:
                     if (row.pid, row.start) not in signalled:
                         signalled.add((row.pid, row.start))
-                        process_tree.send(row.pid, row.start, signal.SIGTERM)
-                        process_tree.send(row.pid, row.start, signal.SIGCONT)  # a stopped process cannot obey
+                        process_tree.send(row, signal.SIGTERM)
+                        process_tree.send(row, signal.SIGCONT)  # a stopped process cannot obey
         if overdue:
             kill_trees(watch, overdue)
         time.sleep(FAST_SCAN_INTERVAL if now < began + 1 else SCAN_INTERVAL)
@@ -153,21 +154,22 @@ def scan(watch: Watch) -> dict[int, process_tree.Row]:
 
 def kill_trees(watch: Watch, overdue: list[process_tree.ProcessTree]) -> None:
     """SIGSTOP until no new process is found, then SIGKILL: a stopped process cannot fork."""
-    frozen: set[tuple[int, int]] = set()
+    frozen: dict[tuple[int, int], process_tree.Row] = {}
     for _ in range(FREEZE_ROUNDS):
         rows = scan(watch)
-        fresh = {(row.pid, row.start) for tree in overdue for row in tree.living(rows)} - frozen
+        living = [row for tree in overdue for row in tree.living(rows)]
+        fresh = {(row.pid, row.start): row for row in living if (row.pid, row.start) not in frozen}
         if not fresh:
             break
-        for pid, start in fresh:
-            process_tree.send(pid, start, signal.SIGSTOP)
+        for row in fresh.values():
+            process_tree.send(row, signal.SIGSTOP)
         frozen |= fresh
-    for pid, start in frozen:
-        process_tree.send(pid, start, signal.SIGKILL)
+    for row in frozen.values():
+        process_tree.send(row, signal.SIGKILL)
 
 
 def stop_groups(watch: Watch) -> None:
-    """End the process groups of the children, where no `/proc` names their descendants."""
+    """End the process groups of the children, where their descendants cannot be listed."""
     began = time.monotonic()
     groups = {tree.pid: tree for tree in watch.trees.values() if tree.pid}
     signalled: set[int] = set()
@@ -193,12 +195,15 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), MAX_FDS))
     watch = Watch()
     if listen(watch):
-        if process_tree.CAN_SCAN:
-            stop_all(watch)
-        else:
+        try:
+            if process_tree.CAN_SCAN:
+                stop_all(watch)
+            else:
+                stop_groups(watch)
+        except OSError:  # `ps` has failed
             stop_groups(watch)
     return 0
 

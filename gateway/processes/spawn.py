@@ -31,6 +31,8 @@ logger: Final = logging.getLogger("gateway.children")
 
 NOFILE_TARGET: Final = 65536
 """Upper limit of open files: the gateway needs four for each child."""
+NOFILE_FALLBACK: Final = 10240
+"""OPEN_MAX of macOS, where a higher limit may be refused although the hard limit is infinite."""
 
 INSTALL_PLACES: Final = (
     "~/.local/bin", "~/.cargo/bin", "/usr/local/bin", "/opt/homebrew/bin", "/home/linuxbrew/.linuxbrew/bin",
@@ -203,7 +205,13 @@ def raise_nofile_limit() -> tuple[int, int]:
     if soft == resource.RLIM_INFINITY or soft >= target:
         return soft, soft
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+        except (OSError, ValueError):
+            if target <= NOFILE_FALLBACK or soft >= NOFILE_FALLBACK:
+                raise
+            target = NOFILE_FALLBACK
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
     except (OSError, ValueError) as exc:
         logger.warning("the limit of open files stays at %d (4 are needed for each backend): %s", soft, exc)
         return soft, soft

@@ -42,6 +42,8 @@ SHOWN_LOG_BYTES = 4_096
 MAX_GREETING = 4_096
 LISTEN_FD = 3
 """The descriptor of the socket in the gateway, as in sd_listen_fds(3)."""
+MAX_FDS = 1 << 16
+"""Descriptors that a client may have left open; without a limit, macOS reports more than `closerange` accepts."""
 INHERITED = (
     "HOME LANG LC_ALL LC_CTYPE LOGNAME PATH SHELL TERM TMPDIR TZ USER XDG_RUNTIME_DIR XDG_STATE_HOME"
     " ALL_PROXY HTTPS_PROXY HTTP_PROXY NO_PROXY all_proxy http_proxy https_proxy no_proxy"
@@ -119,7 +121,11 @@ def _connect(place: Place) -> socket.socket | None:
                 text = f"{place.socket}: {(exc.strerror or str(exc)).lower()}"
                 raise RelayError(text) from None
             time.sleep(LOCK_INTERVAL)
-    uid = peer_uid(sock)
+    try:
+        uid = peer_uid(sock)
+    except OSError:  # macOS: the gateway has closed the connection meanwhile
+        sock.close()
+        return None
     if uid != os.getuid():
         sock.close()
         text = f"{place.socket} belongs to a process of another user (uid {uid}); it is not used"
@@ -211,7 +217,7 @@ def _become(command: list[str], env: dict[str, str], listener: int, log: int, fo
     null = os.open(os.devnull, os.O_RDONLY)
     for fd, place in ((null, 0), (log, 1), (log, 2), (listener, LISTEN_FD)):
         os.dup2(fd, place)
-    os.closerange(LISTEN_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(LISTEN_FD + 1, min(os.sysconf("SC_OPEN_MAX"), MAX_FDS))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)

@@ -58,8 +58,19 @@ def zombies(parent: int) -> list[int]:
     return found
 
 
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path("/proc", str(pid), "stat").read_bytes().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
+    return False
+
+
 async def ended(pid: int) -> None:
     """Wait until this process has ended."""
+    if not hasattr(os, "pidfd_open"):  # the simulation of macOS
+        while True:
+            if not is_running(pid):
+                return
+            await trio.sleep(0.01)
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:

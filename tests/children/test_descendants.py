@@ -12,7 +12,7 @@ from gateway.processes.process_tree import (
     assign_processes,
     parse_stat,
     read_limit_mark,
-    read_row,
+    scan_processes,
     send,
 )
 from gateway.processes.sentinel import Watch, signal_times
@@ -116,10 +116,9 @@ def test_parse_stat_survives_any_name() -> None:
 
 
 def test_a_signal_reaches_only_its_process() -> None:
-    me = read_row(os.getpid())
-    assert me is not None
-    assert send(me.pid, me.start, 0)
-    assert not send(me.pid, me.start + 1, signal.SIGKILL)
+    me = scan_processes(0).rows[os.getpid()]
+    assert send(me, 0)
+    assert not send(Row(me.pid, me.state, me.ppid, me.pgrp, me.session + 1, me.start + 1), signal.SIGKILL)
     assert read_limit_mark(me.pid) == 0
 
 

@@ -19,6 +19,7 @@ import msgspec
 
 from gateway.errors import GatewayError
 from gateway.frontends.http.host_policy import is_loopback
+from gateway.httpd.listening import is_listening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, MutableMapping
@@ -80,12 +81,11 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
             raise ListenError(text)
         try:
             sock = socket.socket(fileno=FIRST_INHERITED)
-            listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            name = cast("str | bytes | tuple[str, int]", sock.getsockname())
         except OSError as exc:
             text = f"descriptor {FIRST_INHERITED} (LISTEN_FDS) is not a socket: {exc.strerror}"
             raise ListenError(text) from None
-        name = cast("str | bytes | tuple[str, int]", sock.getsockname())
-        if not listens or isinstance(name, bytes) or not name:
+        if is_listening(sock) is False or isinstance(name, bytes) or not name:
             text = (
                 "the socket that was passed (LISTEN_FDS) does not listen at a port or a path; set ListenStream= to one"
             )
