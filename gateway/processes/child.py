@@ -232,10 +232,10 @@ class _ShutdownSequence:
                 await self._wait_empty()
             if self.all_ended:
                 return
+            await self._scan()  # before the grace period, or SIGTERM might never be sent on a busy machine
+            self._child.signal_group(signal.SIGTERM)
+            self._child.signal_group(signal.SIGCONT)  # a stopped process cannot obey
             with trio.move_on_after(terminate):
-                await self._scan()
-                self._child.signal_group(signal.SIGTERM)
-                self._child.signal_group(signal.SIGCONT)  # a stopped process cannot obey
                 await self._wait_empty(terminate=True)
             if self.all_ended:
                 return

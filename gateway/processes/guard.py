@@ -195,6 +195,7 @@ class ChildGuard:
                     )
                 except OSError as exc:
                     problem = f"failed: {exc}"
+                    self._rows = {pid: row for pid, row in self._rows.items() if process_tree.send(row, 0)}
                 else:
                     self._apply_scan(processes)
             if scope.cancelled_caught:

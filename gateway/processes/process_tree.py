@@ -193,8 +193,10 @@ class ProcessScan:  # ruff: ignore[class-as-data-structure] - see Row
 def parse_ps(output: bytes) -> ProcessScan:
     """Parse what `PS` prints; sessions are read from the system, since `ps` of macOS prints addresses.
 
+    Lines without a start time are skipped: those of processes that are about to exit have none.
+
     Raises:
-        OSError: a line is not as expected, so that others may be missing too.
+        OSError: this process is not listed, so that others may be missing too.
     """
     rows: dict[int, Row] = {}
     tree_ids: dict[int, list[str]] = {}
@@ -205,13 +207,15 @@ def parse_ps(output: bytes) -> ProcessScan:
             days = (int(year) * 12 + MONTHS.index(month)) * 31 + int(day)
             row = Row(int(pid), state[:1].decode(), int(ppid), int(pgrp), int(pgrp), 0)
         except ValueError:
-            raise OSError(f"ps printed {line[:80]!r}") from None
+            continue
         row.start = ((days * 24 + hour) * 60 + minute) * 60 + second
         row.session = _read_session(row)
         rows[row.pid] = row
-        _, found, value = b"".join(command).rpartition(b" " + TREE_ID_VARIABLE.encode() + b"=")
+        _, found, value = b" ".join([b"", *command]).rpartition(b" " + TREE_ID_VARIABLE.encode() + b"=")
         if found:
             tree_ids[row.pid] = value.split(b" ", 1)[0].decode("ascii", "replace").split(":")
+    if os.getpid() not in rows:
+        raise OSError(f"ps printed {output[:80]!r}")
     return ProcessScan(rows, tree_ids, {})
 
 

@@ -25,6 +25,7 @@ STRAGGLER_GRACE = 0.25  # s between the end of a child and SIGTERM to its descen
 LINGER = 0.3  # s without survivors before exit: a child forked as the gateway died gets its tree id only with exec
 KILL_TIMEOUT = 5.0  # s beyond the longest grace, for processes that do not end immediately on SIGKILL
 ORPHAN_GRACE = (0.0, 1.0, 1.0)  # for a tree id of the gateway whose child was never announced
+SCAN_ATTEMPTS = 3  # a machine so busy that `ps` exceeds its timeout may be less busy after the end of the groups
 FREEZE_ROUNDS = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
 MAX_LINE = 1 << 16  # bytes: an announcement has some 200; a longer line is not the gateway's
 MAX_FDS = 1 << 16  # that a gateway may have; without a limit, macOS reports more than `closerange` accepts
@@ -93,6 +94,19 @@ def listen(watch: Watch) -> bool:
                     poll.register(gateway_fd, select.POLLIN)
         elif gateway_fd in events:  # it ended, and all its announcements have been read
             return True
+
+
+def stop(watch: Watch) -> None:
+    """End all processes; where they cannot be listed, only the groups of the children."""
+    if not process_tree.CAN_SCAN:
+        stop_groups(watch)
+        return
+    for _ in range(SCAN_ATTEMPTS):
+        try:
+            stop_all(watch)
+            return
+        except OSError:  # `ps` has failed: end what is known without it, then try again
+            stop_groups(watch)
 
 
 def stop_all(watch: Watch) -> None:
@@ -198,13 +212,7 @@ def main() -> int:
     os.closerange(3, min(os.sysconf("SC_OPEN_MAX"), MAX_FDS))
     watch = Watch()
     if listen(watch):
-        try:
-            if process_tree.CAN_SCAN:
-                stop_all(watch)
-            else:
-                stop_groups(watch)
-        except OSError:  # `ps` has failed
-            stop_groups(watch)
+        stop(watch)
     return 0
 
 

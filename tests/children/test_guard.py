@@ -351,6 +351,7 @@ async def test_five_hundred_starts_and_stops_grow_nothing() -> None:
 
 @pytest.mark.parametrize("temper", ["echo", "ignores_eof", "ignores_term", "grandchild_pipes", "shell"])
 async def test_without_proc_and_pidfds_the_group_ends(temper: str, monkeypatch) -> None:
+    monkeypatch.setattr(process_tree, "HAS_PROC", False)
     monkeypatch.setattr(process_tree, "CAN_SCAN", False)
     monkeypatch.setattr(spawn, "open_pidfd", lambda _: -1)
     monkeypatch.setattr(child_module, "open_pidfd", lambda _: -1)

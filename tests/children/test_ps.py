@@ -17,10 +17,11 @@ ME, MY_SESSION = os.getpid(), os.getsid(0)
         ("%d 4 9 Z    Mon Mar  2 09:05:07 2026 (zsh)", ("Z", 4, 9, None)),
         ("%d 4 9 R    Mon Mar  2 09:05:07 2026", ("R", 4, 9, None)),
         ("%d 1 9 S Mon Mar  2 09:05:07 2026 n A=b MCP_GATEWAY_COOKIE=be.1:ca.2 B=c", ("S", 1, 9, ["be.1", "ca.2"])),
+        ("%d 1 9 S Mon Mar  2 09:05:07 2026 MCP_GATEWAY_COOKIE=be.1 A=b node", ("S", 1, 9, ["be.1"])),
         ("%d 1 9 S Mon Mar  2 09:05:07 2026 node XMCP_GATEWAY_COOKIE=be.1", ("S", 1, 9, None)),
         ("%d 1 9 S Mon Mar  2 09:05:07 2026 node \udcff MCP_GATEWAY_COOKIE=be.1", ("S", 1, 9, ["be.1"])),
     ],
-    ids=["a command", "a zombie", "no command", "tree ids", "another variable", "bytes"],
+    ids=["a command", "a zombie", "no command", "tree ids", "in front", "another variable", "bytes"],
 )  # fmt: skip
 def test_a_line_of_ps_is_a_row(line: str, expected) -> None:
     found = parse_ps(f"{line % ME}\n".encode(errors="surrogateescape"))
@@ -37,11 +38,17 @@ def test_start_times_are_ordered() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["1 2 3 S Mon", "x 2 3 S Mon Mar  2 09:05:07 2026 x", "1 2 3 S lun. mars 2 9:05 2026 x"]
+    "line", ["", "1 2 3 Z - (zsh)", "x 2 3 S Mon Mar  2 09:05:07 2026 x", "1 2 3 S lun. mars 2 9:05 2026 x"]
 )
-def test_an_unknown_line_fails_the_scan(line: str) -> None:
+def test_an_unknown_line_is_skipped(line: str) -> None:
+    mine = f"{ME} 0 1 S Mon Mar  2 09:05:07 2026 python"
+    assert parse_ps(f"{line}\n{mine}\n".encode()).rows.keys() == {ME}
+
+
+@pytest.mark.parametrize("output", ["", "1 0 1 S Mon Mar  2 09:05:07 2026 init\n", f"{ME} 0 1 S lun. mars 2 9:05 2026 x\n"])
+def test_a_list_without_this_process_fails(output: str) -> None:
     with pytest.raises(OSError, match="ps printed"):
-        parse_ps(f"1 0 1 S Mon Mar  2 09:05:07 2026 init\n{line}\n".encode())
+        parse_ps(output.encode())
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """A simulation of macOS on Linux, for what the gateway asks of the system.
 
-`python -m tests.support.darwin ARGUMENTS` runs Python with these arguments in it, and so does every process started as
-`sys.executable` there: `sys.platform` is "darwin"; the gateway gets no `/proc`, `waitid`, pidfds and SO_ACCEPTCONN, a
-short path for sockets, the peer of one by LOCAL_PEERCRED, and a `ps` with the options of macOS. Tests may read `/proc`.
+`python -m tests.support.darwin [ARGUMENTS]` runs pytest with these arguments in it, by default with all tests that know
+it; and every process started as `sys.executable` there is in it too: `sys.platform` is "darwin"; the gateway gets no
+`/proc`, `waitid`, pidfds and SO_ACCEPTCONN, a short path for sockets, the peer of one by LOCAL_PEERCRED, and a `ps` with
+the options of macOS. Tests may read `/proc`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ FIRST = ("trio", "ssl", "urllib.request", "webbrowser")
 """Modules that choose what they use of the system when they are imported; they see Linux."""
 MISSING = ((os, "waitid"), (os, "pidfd_open"), (signal, "pidfd_send_signal"), (os, "pipe2"))
 REAL = {name: getattr(module, name) for module, name in MISSING}
+PYTEST = ("-P", "-m", "pytest", "-q", "-n0", "-rfEs", "-p", "no:hypothesispytest")
+TESTS = (
+    "tests/children", "tests/backends/test_stdio.py", "tests/faults/test_lifetimes.py", "tests/cli", "tests/relay",
+)  # fmt: skip
 MAX_SOCKET_PATH = 103
 MAX_SCRIPT = 1 << 20
 PYTHON = """#!/bin/sh
@@ -42,7 +47,7 @@ exec /bin/ps "$@"
 
 
 def main(arguments: list[str]) -> int:
-    """Run Python in the simulation; return its exit status."""
+    """Run pytest in the simulation; return its exit status."""
     import subprocess
     import tempfile
     from pathlib import Path
@@ -52,7 +57,7 @@ def main(arguments: list[str]) -> int:
         for name, text in (("python", python), ("ps", PS)):
             Path(folder, name).write_text(text, encoding="utf-8")
             Path(folder, name).chmod(0o755)
-        return subprocess.run([f"{folder}/python", *arguments], check=False).returncode
+        return subprocess.run([f"{folder}/python", *PYTEST, *(arguments or TESTS)], check=False).returncode
 
 
 def change_platform(folder: str) -> None:
