@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from gateway.config import ShutdownGrace
@@ -24,6 +25,11 @@ ROOT = str(Path(__file__).parents[2])
 
 QUICK = ShutdownGrace(close_stdin=0.2, terminate=0.2, kill=1.0)
 PATIENT = ShutdownGrace(close_stdin=5.0, terminate=5.0, kill=2.0)
+
+
+def linux_only(reason: str) -> pytest.MarkDecorator:
+    """Skip a test in the simulation of macOS."""
+    return pytest.mark.skipif(sys.platform != "linux", reason=reason)
 
 
 def new_mark() -> str:
@@ -48,27 +54,23 @@ def marked(mark: str) -> list[int]:
 
 
 def zombies(parent: int) -> list[int]:
-    found: list[int] = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
-                if fields[0] == b"Z" and int(fields[1]) == parent:
-                    found.append(int(name))
-    return found
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if state_and_parent(pid) == ("Z", parent)]
 
 
-def is_running(pid: int) -> bool:
+def state_and_parent(pid: int) -> tuple[str, int]:
+    """The state of a process, `X` if there is none, and its parent."""
     with contextlib.suppress(OSError):
-        return Path("/proc", str(pid), "stat").read_bytes().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
-    return False
+        fields = Path("/proc", str(pid), "stat").read_bytes().rpartition(b")")[2].split()
+        return fields[0].decode(), int(fields[1])
+    return "X", 0
 
 
 async def ended(pid: int) -> None:
     """Wait until this process has ended."""
     if not hasattr(os, "pidfd_open"):  # the simulation of macOS
         while True:
-            if not is_running(pid):
+            if state_and_parent(pid)[0] in "ZX":
                 return
             await trio.sleep(0.01)
     try:

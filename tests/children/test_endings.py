@@ -14,7 +14,6 @@ import trio
 
 from gateway.config import ShutdownGrace
 from gateway.processes.guard import open_guard
-from gateway.processes.process_tree import read_row
 from tests.children.support import (
     DRIVER,
     PATIENT,
@@ -26,6 +25,7 @@ from tests.children.support import (
     nothing_left,
     read_line,
     ready_child,
+    state_and_parent,
 )
 from tests.children.zoo import TEMPERS as ALL
 
@@ -66,6 +66,15 @@ async def test_leaving_the_context_ends_all_processes(temper: str, subreaper: bo
             assert child.describe_exit() == EXITS[temper]
             assert await child.wait() == child.returncode
             assert guard.snapshot() == ()
+
+
+async def test_sigterm_is_sent_however_short_its_grace_period() -> None:
+    mark, grace = new_mark(), ShutdownGrace(close_stdin=0.0, terminate=0.0, kill=1.0)
+    with trio.fail_after(60), nothing_left(mark):
+        async with open_guard(subreaper=False) as guard:
+            async with ready_child("ignores_eof", mark, guard=guard, grace=grace) as child:
+                pass
+            assert child.describe_exit() == "was killed by SIGTERM"
 
 
 @pytest.mark.parametrize("temper", TEMPERS)
@@ -157,8 +166,7 @@ async def test_well_behaved_children_exit_without_the_sentinel() -> None:
 
 def sentinel_of(gateway: int, not_pid: int) -> int | None:
     for pid in marked("processes/sentinel.py"):
-        row = read_row(pid)
-        if row is not None and row.ppid == gateway and pid != not_pid:
+        if state_and_parent(pid)[1] == gateway and pid != not_pid:
             return pid
     return None
 

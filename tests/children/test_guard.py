@@ -30,6 +30,7 @@ from tests.children.support import (
     all_ended,
     command,
     ended,
+    linux_only,
     marked,
     new_mark,
     nothing_left,
@@ -89,14 +90,14 @@ async def test_a_sentinel_that_does_not_read_is_replaced(caplog) -> None:
         first = client.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)
-        for _ in range(100):
+        for _ in range(1000):  # more than a pipe whose size cannot be set
             client.announce({"op": "nothing", "padding": "x" * 100})
         await until(lambda: client.pid not in {None, first})
         assert RESTART | {"problem": "does not read", "status": -9} in logged_events(caplog, "sentinel_restart")
 
 
 async def test_sentinel_restarts_are_rate_limited(caplog) -> None:
-    async with running_sentinel(command=[sys.executable, "-c", "raise SystemExit(7)"]):
+    async with running_sentinel(command=[sys.executable, "-I", "-S", "-E", "-c", "raise SystemExit(7)"]):
         await until(lambda: len(logged_events(caplog, "sentinel_restart")) >= 3)
         restarts = logged_events(caplog, "sentinel_restart")
         assert len(restarts) <= 4
@@ -112,6 +113,7 @@ async def test_a_failed_sentinel_start_is_retried(tmp_path, caplog) -> None:
         await until(lambda: client.pid is not None)
 
 
+@linux_only("there is no pidfd, and the simulation takes memory")
 async def test_the_sentinel_is_small_and_alone() -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
@@ -134,6 +136,7 @@ async def test_the_sentinel_is_small_and_alone() -> None:
 # Zombies and exit codes.
 
 
+@linux_only("there is no subreaper")
 async def test_exited_orphans_are_reaped_during_their_backends_life() -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
@@ -169,6 +172,7 @@ async def test_exit_codes_survive_orphan_reaping_and_spawning() -> None:
         assert seen == {code: code for code in range(60)}
 
 
+@linux_only("there is no subreaper")
 async def test_unknown_zombies_are_reaped_only_between_spawns() -> None:
     with trio.fail_after(20):
         async with open_guard(subreaper=True, sentinel=False, unknown_zombie_grace=0.0) as guard:
@@ -193,6 +197,7 @@ async def test_the_status_survives_the_end_of_the_context() -> None:
             assert (await child.wait(), child.describe_exit()) == (3, "exited with status 3")
 
 
+@linux_only("needs waitid")
 async def test_a_status_reaped_elsewhere_is_reported(caplog) -> None:
     mark = new_mark()
     with trio.fail_after(20), nothing_left(mark):
@@ -273,6 +278,7 @@ async def test_a_child_has_three_descriptors_and_a_session() -> None:
                 assert os.getsid(child.pid) == os.getpgid(child.pid) == child.pid
 
 
+@linux_only("needs prlimit")
 async def test_raising_the_file_limit_spares_children(monkeypatch) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     monkeypatch.setattr(spawn, "_children_nofile", None)
@@ -312,6 +318,7 @@ async def test_cancelled_at_any_moment_nothing_is_left() -> None:
             assert guard._spawning == 0
 
 
+@linux_only("each stop runs `ps`, which is slow")
 async def test_five_hundred_starts_and_stops_grow_nothing() -> None:
     mark = new_mark()
     argv = ("/bin/cat", "-")
@@ -361,6 +368,21 @@ async def test_without_proc_and_pidfds_the_group_ends(temper: str, monkeypatch) 
             async with ready_child(temper, mark, guard=guard):
                 pass
             await all_ended(mark)
+
+
+@pytest.mark.skipif(sys.platform != "darwin", reason="needs the simulation of macOS")
+@pytest.mark.parametrize("temper", ["echo", "shell"])
+async def test_without_ps_the_group_ends(temper: str, monkeypatch, tmp_path, caplog) -> None:
+    mark = new_mark()
+    with trio.fail_after(60):
+        async with open_guard(subreaper=False) as guard:
+            async with ready_child(temper, mark, guard=guard):
+                await guard.scan()
+                (tmp_path / "ps").symlink_to("/bin/false")
+                monkeypatch.setenv("PATH", str(tmp_path))
+            await all_ended(mark)
+            assert guard.snapshot() == ()
+    assert caplog.text.count("scan of processes failed: ps failed (status 1, 0 bytes)") == 1
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

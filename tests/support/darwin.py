@@ -1,9 +1,9 @@
 """A simulation of macOS on Linux, for what the gateway asks of the system.
 
-`python -m tests.support.darwin [ARGUMENTS]` runs pytest with these arguments in it, by default with all tests that know
-it; and every process started as `sys.executable` there is in it too: `sys.platform` is "darwin"; the gateway gets no
-`/proc`, `waitid`, pidfds and SO_ACCEPTCONN, a short path for sockets, the peer of one by LOCAL_PEERCRED, and a `ps` with
-the options of macOS. Tests may read `/proc`.
+`python -m tests.support.darwin [ARGUMENTS]` runs pytest with these arguments in it, by default with `TESTS`. Processes
+started as `sys.executable` are in it too: `sys.platform` is "darwin"; the gateway gets no `/proc`, `waitid`, pidfds and
+SO_ACCEPTCONN, a short path for sockets, the peer of one by LOCAL_PEERCRED, and a `ps` with the options of macOS. Tests
+may read `/proc`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 
-FIRST = ("trio", "ssl", "urllib.request", "webbrowser")
+FIRST = ("trio", "ssl", "urllib.request", "webbrowser", "zoneinfo")
 """Modules that choose what they use of the system when they are imported; they see Linux."""
 MISSING = ((os, "waitid"), (os, "pidfd_open"), (signal, "pidfd_send_signal"), (os, "pipe2"))
 REAL = {name: getattr(module, name) for module, name in MISSING}
 PYTEST = ("-P", "-m", "pytest", "-q", "-n0", "-rfEs", "-p", "no:hypothesispytest")
 TESTS = (
-    "tests/children", "tests/backends/test_stdio.py", "tests/faults/test_lifetimes.py", "tests/cli", "tests/relay",
+    "tests/children", "tests/backends/test_stdio.py", "tests/faults/test_lifetimes.py", "tests/cli/test_lifetime.py",
+    "tests/relay/test_connect.py",
 )  # fmt: skip
 MAX_SOCKET_PATH = 103
 MAX_SCRIPT = 1 << 20
