@@ -37,8 +37,8 @@ logger: Final = logging.getLogger("gateway.children")
 STRAGGLER_GRACE: Final = 0.25  # s from the child's own end to SIGTERM for its descendants; most of them end as well
 SCAN_TIMEOUT: Final = 0.25 if process_tree.HAS_PROC else 1.0
 """Seconds for a scan before a signal is sent, which a hanging `/proc` or `ps` must not delay."""
-END_TIMEOUT: Final = 0.25 if process_tree.HAS_PROC else 1.0
-"""Seconds for known descendants to end, and for a scan for new ones where processes are killed."""
+END_TIMEOUT: Final = 0.25  # s to wait for known descendants before scanning for new ones
+FINAL_SCAN_TIMEOUT: Final = 1.0  # s for the scan after SIGKILL: slow on a busy machine, and nothing is known without it
 SWEEP_TIMEOUT: Final = 2.0  # s beyond the grace periods, for processes that left the group
 FREEZE_ROUNDS: Final = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
 POLL_INTERVAL: Final = 0.02  # s, on systems without a descriptor that reports a process's end
@@ -291,6 +291,7 @@ class _ShutdownSequence:
             with trio.move_on_after(END_TIMEOUT):
                 await self._child.wait()
                 await _wait_ended(others)
+            with trio.move_on_after(FINAL_SCAN_TIMEOUT):
                 await self._guard.scan()
                 self.all_ended = self._empty()
             if self.all_ended:
