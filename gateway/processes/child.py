@@ -38,8 +38,10 @@ STRAGGLER_GRACE: Final = 0.25  # s from the child's own end to SIGTERM for its d
 SCAN_TIMEOUT: Final = 0.25 if process_tree.HAS_PROC else 1.0
 """Seconds for a scan before a signal is sent, which a hanging `/proc` or `ps` must not delay."""
 END_TIMEOUT: Final = 0.25  # s to wait for known descendants before scanning for new ones
-FINAL_SCAN_TIMEOUT: Final = 1.0  # s for the scan after SIGKILL: slow on a busy machine, and nothing is known without it
-SWEEP_TIMEOUT: Final = 2.0  # s beyond the grace periods, for processes that left the group
+FINAL_SCAN_TIMEOUT: Final = 1.0 if process_tree.HAS_PROC else process_tree.PS_TIMEOUT
+"""Seconds for the scan after SIGKILL: slow on a busy machine, and nothing is known without it."""
+SWEEP_TIMEOUT: Final = 2.0 if process_tree.HAS_PROC else 8.0
+"""Seconds beyond the grace periods, for processes that left the group: some scans, each of which may start `ps`."""
 FREEZE_ROUNDS: Final = 5  # scans after SIGSTOP until none finds a new process; a stopped process cannot fork
 POLL_INTERVAL: Final = 0.02  # s, on systems without a descriptor that reports a process's end
 DISCARD_BYTES: Final = 1 << 16  # read at once while the child flushes: the capacity of a pipe
@@ -168,9 +170,9 @@ async def open_child(
 ) -> AsyncGenerator[Child]:
     """Start a child; on leaving, end it and all its descendants by the shutdown sequence.
 
-    Leaving takes at most the sum of the grace periods and 2 s, is not interrupted by cancellation, and never raises.
-    Output that has not been read by then is discarded. A cancellation while the child is being forked takes effect once
-    there is a child to stop.
+    Leaving takes at most the sum of the grace periods and `SWEEP_TIMEOUT`, is not interrupted by cancellation, and
+    never raises. Output that has not been read by then is discarded. A cancellation while the child is being forked
+    takes effect once there is a child to stop.
 
     Raises:
         BackendUnavailable: the child cannot be started; the text says what to do.
