@@ -297,6 +297,8 @@ class Call(msgspec.Struct, kw_only=True, gc=False):
     """The progress token of the client; None if it wants no progress."""
     trace: Trace | None = None
     """The spans of the client's request; None unless tracing is configured."""
+    size: int = 0
+    """The bytes of the request's params, as the client sent them."""
 
 
 class Complete(msgspec.Struct, frozen=True, gc=False):

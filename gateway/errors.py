@@ -112,6 +112,17 @@ class BackendTooSlow(BackendError):
     code: ClassVar[str] = "backend_timeout"
 
 
+class BuffersFull(BackendError):
+    """The gateway could not keep the backend's response, since its buffers are full (`max_buffered_bytes`)."""
+
+    code: ClassVar[str] = "buffers_full"
+
+    def __init__(
+        self, backend: str, reason: str = "answered, but the gateway's buffers are full (max_buffered_bytes)"
+    ) -> None:
+        super().__init__(backend, reason)
+
+
 class BackendProtocol(BackendError):
     """The backend sent an invalid response."""
 
@@ -269,8 +280,12 @@ CODES: Final = {
         "ask the gateway's operator before you repeat it",
     ),
     "busy": Meaning(
-        "a queue is full, a rate or concurrency limit is reached, or too many bytes wait for slow clients",
+        "a queue is full, a rate or concurrency limit is reached, or too many bytes are buffered",
         "retry, after `retryAfterMs` if present",
+    ),
+    "buffers_full": Meaning(
+        "the backend's response was dropped, because the gateway's buffers are full",
+        "check whether the call took effect before you repeat it; raise `max_buffered_bytes`",
     ),
     "gateway_loop": Meaning(
         "the client connects through this gateway itself, or through more than three gateways",

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import trio
 
+from gateway.budget import SMALL_BYTES
 from gateway.jsonrpc import EDGE_BYTES, LF
 from gateway.surrogates import BOM
 
 if TYPE_CHECKING:
     from trio.lowlevel import FdStream
 
-    from gateway.budget import Share
+    from gateway.budget import Intake, Share
 
 READ_BYTES: Final = 65_536
 """Bytes of one read: the capacity of a pipe. For 128 KiB or more, glibc would map and unmap memory on each read."""
@@ -32,11 +33,13 @@ DEFAULT_LIMIT_BYTES: Final = 1_048_576
 
 
 class OversizedLine(msgspec.Struct, frozen=True):
-    """A skipped line over the limit; its two ends are kept, to find the id."""
+    """A skipped line over the limit, or `unbuffered`; its two ends are kept, to find the id."""
 
     head: bytes
     tail: bytes
     size: int
+    unbuffered: bool = False
+    """Whether it was skipped because all buffers together were full."""
 
 
 class LineSplitter:
@@ -44,11 +47,14 @@ class LineSplitter:
 
     Empty lines are dropped, even after a byte order mark.
 
-    At most `max_bytes` of an unfinished line are held; a longer one is skipped and returned as `OversizedLine`.
+    At most `max_bytes` of an unfinished line are held; a longer one is skipped and returned as `OversizedLine`. So is
+    one that `intake` refuses; `release` it at the end of the stream.
     """
 
-    def __init__(self, max_bytes: int, *, max_parts: int = MAX_PARTS) -> None:
+    def __init__(self, max_bytes: int, *, max_parts: int = MAX_PARTS, intake: Intake | None = None) -> None:
         self._max = max_bytes
+        self._intake = intake
+        self._unbuffered = False
         self._max_parts = max_parts
         self._parts: list[bytes] = []
         self._size = 0
@@ -70,7 +76,7 @@ class LineSplitter:
         self._hold(first)
         lines: list[bytes | OversizedLine] = []
         if self._head is not None:
-            lines.append(OversizedLine(self._head, self._tail, self._size))
+            lines.append(OversizedLine(self._head, self._tail, self._size, self._unbuffered))
             self._head, self._tail = None, b""
         elif (line := self._pop_held()) not in _EMPTY:
             lines.append(line)
@@ -96,7 +102,7 @@ class LineSplitter:
         if not data:
             return
         self._size += len(data)
-        if self._head is None and self._size <= self._max:
+        if self._head is None and self._size <= self._max and self._fits():
             self._parts.append(data)
             if len(self._parts) >= self._max_parts:
                 self._front += b"".join(self._parts)
@@ -109,7 +115,19 @@ class LineSplitter:
         self._head += data[: EDGE_BYTES - len(self._head)]
         self._tail = (self._tail + data[-EDGE_BYTES:])[-EDGE_BYTES:]
 
+    def _fits(self) -> bool:
+        fits = self._intake is None or self._size <= SMALL_BYTES or self._intake.fits(self._size)
+        self._unbuffered = not fits
+        return fits
+
+    def release(self) -> None:
+        """Drop an unfinished line: the stream has ended."""
+        self._pop_held()
+        self._size = 0
+
     def _pop_held(self) -> bytes:
+        if self._intake is not None:
+            self._intake.release()
         parts = self._parts
         held = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from gateway import jsonrpc
-from gateway.budget import MAX_UNSENT_BYTES, Budget
+from gateway.budget import MAX_BUFFERED_BYTES, SMALL_BYTES, Budget
 from gateway.calls import Complete, Failure
 from gateway.catalog import uris
 from gateway.catalog.ownership import Asked, Links, Pages, Route, publish, publish_error
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from gateway.supervisor.fleet import Fleet
 
 
-UNSENT_HINT: Final = 1.0
-"""Seconds after which to retry a call refused because too many bytes wait for clients."""
+FULL_HINT: Final = 1.0
+"""Seconds after which to retry a call refused because too many bytes are buffered."""
 
 log = logging.getLogger("gateway.router")
 
@@ -74,19 +74,19 @@ class Router:
         fleet: Fleet,
         admission: AdmissionControl | None = None,
         *,
-        unsent: Budget | None = None,
+        buffers: Budget | None = None,
         note_refused: Callable[[Call, str, float, GatewayError | None], None] = (
             lambda _call, _backend, _seconds, _problem: None
         ),
     ) -> None:
         """Make a router; without `admission` callers have no limit.
 
-        `unsent` counts the bytes waiting for clients; above its bound, new calls are refused.
+        `buffers` counts the bytes that wait in memory; above its bound, new calls are refused.
         `note_refused` is called for each refused call: the call, its backend (empty if none was found), the seconds
         that it waited, and the reason; None if its client cancelled it. It must not wait.
         """
         self.fleet = fleet
-        self.unsent = unsent or Budget(MAX_UNSENT_BYTES)
+        self.buffers = buffers or Budget(MAX_BUFFERED_BYTES)
         self._admission = admission
         self._note_refused = note_refused
         self._links = Links()
@@ -177,10 +177,13 @@ class Router:
 
     def _count(self, call: Call, *, again: bool) -> Counted | None:
         """Have admission control count the call, for as long as it is pending."""
-        if self.unsent.is_exceeded and not again:
-            text = f"{self.unsent.used} bytes wait for clients that do not read; try again"
-            raise Busy(text, retry_after=UNSENT_HINT)
+        if self.buffers.used > self.buffers.most and not again:
+            raise self._buffers_full()
         return None if self._admission is None else self._admission.begin(call.caller, again=again)
+
+    def _buffers_full(self) -> Busy:
+        text = f"{self.buffers.used} bytes are buffered (max_buffered_bytes); try again"
+        return Busy(text, retry_after=FULL_HINT)
 
     def _hand_over(
         self,
@@ -207,9 +210,12 @@ class Router:
             publish=self._publish if call.method in OWNER_KIND and (len(supervisors) > 1 or is_page) else None,
             sink=sink,
             patience=patience,
+            buffers=self.buffers,
         )
         self._under_way.add(pending)
         try:
+            if call.size > SMALL_BYTES and not pending.hold(call.size):
+                raise self._buffers_full()
             supervisor.submit(pending)
         except BaseException:
             pending.detach_sink()
@@ -301,6 +307,8 @@ class Router:
             return
         self._under_way.discard(pending)
         self.dropped += pending.dropped
+        if pending.held:
+            pending.free(pending.held)
         if pending.counted is not None:
             pending.counted.end_call()
         if self._draining and not self._under_way:

@@ -21,7 +21,7 @@ from gateway.access.table import Access
 from gateway.audit import Audit
 from gateway.backends.opener import SessionOpener
 from gateway.backends.stdio import GATEWAYS_VARIABLE
-from gateway.budget import MAX_UNSENT_BYTES, Budget
+from gateway.budget import Budget
 from gateway.config.access import NO_ACCESS
 from gateway.config.difference import changed_at_start_only
 from gateway.config.shown import secrets_of_config
@@ -94,7 +94,7 @@ class Lineage(msgspec.Struct, frozen=True):
 
 
 class GatewayRuntime:
-    """The composed gateway: fleet, router, access control, suspended calls, unsent bytes, audit, secret masking.
+    """The composed gateway: fleet, router, access control, suspended calls, buffered bytes, audit, secret masking.
 
     Args:
         config: the configuration to start with.
@@ -116,6 +116,7 @@ class GatewayRuntime:
         tracing: Tracing | None = None,
     ) -> None:
         self._guard = guard
+        self.buffers = Budget(config.gateway.max_buffered_bytes)
         lineage = Lineage.of(os.environ).with_own(config.gateway.name, config.source)
         self._opener = SessionOpener(
             guard,
@@ -123,6 +124,7 @@ class GatewayRuntime:
             store=store,
             gateways=lineage.names,
             marker=jsonrpc.encode(lineage).decode(),
+            buffers=self.buffers,
             waiting=self._calls_waiting_for,
             note_login_required=self._note_login_required,
             tracing=tracing,
@@ -132,8 +134,7 @@ class GatewayRuntime:
         self.access = Access(
             config.access or NO_ACCESS, fetch, end_calls=self._end_calls, note_denied=self.audit.note_denied
         )
-        self.unsent = Budget(MAX_UNSENT_BYTES)
-        self.router = Router(self.fleet, self.access, unsent=self.unsent, note_refused=self.audit.note_refused)
+        self.router = Router(self.fleet, self.access, buffers=self.buffers, note_refused=self.audit.note_refused)
         self.suspended_calls = SuspendedCalls(RequestStateCodec(config.gateway.state_keys()))
         self.handler: RequestHandler
         if tracing is None:

@@ -12,6 +12,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.budget import SMALL_BYTES, Budget, Intake
 from gateway.jsonrpc import EDGE_BYTES
 from gateway.lines import BufferedWriter, LineSplitter, OversizedLine, read_some
 
@@ -87,6 +88,21 @@ def test_a_fragmented_line_holds_few_objects() -> None:
         assert splitter.feed(b"\n") == [line]
     assert splitter.feed(line) == splitter.feed(b"1234567") == []
     assert splitter.feed(b"\n") == [OversizedLine(line + b"1234567", line + b"1234567", 101)]
+
+
+def test_a_line_that_fits_no_buffer_is_skipped() -> None:
+    budget = Budget(4 * SMALL_BYTES)
+    splitter = LineSplitter(2**30, intake=Intake(budget, evict=True))
+    line = b"<" + b"x" * (10 * SMALL_BYTES) + b">"
+    for start in range(0, len(line), 1_000):
+        assert splitter.feed(line[start : start + 1_000]) == []
+        assert budget.used <= budget.most
+    skipped = OversizedLine(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line), unbuffered=True)
+    assert splitter.feed(b"\nnext\n" + line[:20_000]) == [skipped, b"next"]
+    assert splitter.feed(b"\n" + line[: 3 * SMALL_BYTES]) == [line[:20_000]]
+    assert budget.used == 3 * SMALL_BYTES
+    splitter.release()
+    assert budget.used == 0
 
 
 # -- Outbox ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import trio
 from trio.testing import MockClock
 
 from gateway import jsonrpc
-from gateway.calls import Call, Caller, Complete, Era, Failure, Scope
+from gateway.budget import SMALL_BYTES
+from gateway.calls import Call, Caller, Complete, Era, Failure, Notification, Scope
 from gateway.catalog.listing import Item, Listing
 from gateway.config import ServerConfig
 from gateway.config.offered import ToolChoice
@@ -433,6 +434,21 @@ async def test_a_full_queue_is_refused_and_not_counted(autojump_clock: MockClock
         assert router.under_way == 2
         for ticket in tickets:
             router.release(ticket)
+
+
+async def test_large_calls_count_until_released(autojump_clock: MockClock) -> None:
+    large = msgspec.structs.replace(make_call("a.x"), size=3 * SMALL_BYTES)
+    async with running_router({"a": FakeBackend()}) as router:
+        router.buffers.most = 4 * SMALL_BYTES
+        ticket = await router.submit(large)
+        ticket.notify(Notification("notifications/progress", {"progress": jsonrpc.raw(1)}))
+        with pytest.raises(Busy, match="max_buffered_bytes"):
+            await router.submit(large)
+        small = await router.submit(make_call("a.x"))
+        assert (router.under_way, router.buffers.used) == (2, 3 * SMALL_BYTES + 1)
+        router.release(ticket)
+        router.release(small)
+        assert router.buffers.used == 0
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------

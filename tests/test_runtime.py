@@ -146,6 +146,7 @@ CHANGED: dict[str, Any] = {
     "max_silent_connections": 7,
     "session_idle_timeout": 7.0,
     "max_client_requests": 7,
+    "max_buffered_bytes": 7,
     "request_state_keys": "A" * 43,
 }
 

@@ -41,6 +41,7 @@ FAMILIES: Final = {
     "info": Family("gauge", "Always 1; the label has the gateway's version.", ("version",)),
     "calls_in_flight": Family("gauge", "Calls without an outcome."),
     "unsent_bytes": Family("gauge", "Bytes buffered for clients to read."),
+    "buffered_bytes": Family("gauge", "Bytes buffered in all, those for clients included (max_buffered_bytes)."),
     "event_readers": Family("gauge", "Clients that read /events."),
     "notifications_dropped": Family("counter", "Notifications dropped because a client was too slow."),
     "log_lines_dropped": Family("counter", "Log lines dropped because stderr was too slow."),
@@ -82,7 +83,8 @@ class Metrics:
         children = () if management.guard is None else management.guard.snapshot()
         numbers = {
             "calls_in_flight": router.under_way,
-            "unsent_bytes": router.unsent.used,
+            "unsent_bytes": router.buffers.unsent,
+            "buffered_bytes": router.buffers.used,
             "event_readers": len(management.feed),
             "notifications_dropped": router.dropped,
             "log_lines_dropped": dropped_lines(),

@@ -17,6 +17,7 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.opening import EraRecords
 from gateway.backends.stdio import open_stdio
+from gateway.budget import MAX_BUFFERED_BYTES, Budget
 from gateway.calls import Era
 from gateway.eras.requests import Hop
 from gateway.tracing.conventions import PIPE, Network
@@ -45,9 +46,9 @@ class SessionOpener:
     """Implements `gateway.backends.session.interface.Opener`. Owns the tasks that renew tokens.
 
     `name` is the gateway's name, as servers see it; `gateways` and `marker` are those of its `Lineage`. Eras and tokens
-    are kept in `store`, or in memory without one. `waiting` returns the calls that wait for a backend and whose clients
-    can be asked to log in; `note_login_required` is called with a backend that waits for a person, and the reason;
-    `tracing`, if any, begins the spans of requests to backends.
+    are kept in `store`, or in memory without one. `buffers` counts the bytes of arriving messages. `waiting` returns
+    the calls that wait for a backend and whose clients can be asked to log in; `note_login_required` is called with a
+    backend that waits for a person, and the reason; `tracing`, if any, begins the spans of requests to backends.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class SessionOpener:
         name: str,
         store: Store | None = None,
         records: EraRecords | None = None,
+        buffers: Budget | None = None,
         gateways: tuple[str, ...] = (),
         marker: str = "",
         waiting: Callable[[str], Sequence[PendingCall]] = lambda _backend: (),
@@ -66,6 +68,7 @@ class SessionOpener:
         self._guard = guard
         self._store = store
         self._records = EraRecords(store) if records is None else records
+        self._buffers = Budget(MAX_BUFFERED_BYTES) if buffers is None else buffers
         self._waiting = waiting
         self._note_login_required = note_login_required
         self._tracing = tracing
@@ -100,14 +103,16 @@ class SessionOpener:
         if config.transport == "stdio":
 
             def attempt(attempts: Attempts) -> AbstractAsyncContextManager[StdioSession]:
-                return open_stdio(config, listener, guard=self._guard, hop=hop, attempts=attempts)
+                return open_stdio(
+                    config, listener, guard=self._guard, hop=hop, attempts=attempts, buffers=self._buffers
+                )
 
             opened = self._records.open(config, attempt, era)
         else:
             if self._http is None:
                 from gateway.backends.http.detect import HttpOpener
 
-                self._http = HttpOpener(self._records)
+                self._http = HttpOpener(self._records, self._buffers)
             if config.uses_oauth:
                 if self._logins is None:
                     from gateway.oauth_client.logins import Logins

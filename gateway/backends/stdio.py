@@ -22,6 +22,7 @@ from gateway.backends.session import handshake, lists
 from gateway.backends.session.conversation import Conversation
 from gateway.backends.session.session_state import SessionReconciler
 from gateway.backends.stderr import SHOWN, StderrLog, StrayLines
+from gateway.budget import Intake
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
 from gateway.lines import BufferedWriter, LineSplitter, OversizedLine, read_some
 from gateway.processes.child import Child, ChildCommand, open_child
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import Attempts, ServerIntroduction
+    from gateway.budget import Budget
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
@@ -76,7 +78,9 @@ def child_environment(config: ServerConfig, environ: Mapping[str, str], marker: 
 class StdioSession:
     """Implements `gateway.backends.session.interface.Session` over a child's pipes."""
 
-    def __init__(self, config: ServerConfig, child: Child, listener: SessionObserver, hop: Hop) -> None:
+    def __init__(
+        self, config: ServerConfig, child: Child, listener: SessionObserver, hop: Hop, buffers: Budget
+    ) -> None:
         self.greeting: ServerIntroduction
         self.listing: Listing
         self._config = config
@@ -84,7 +88,7 @@ class StdioSession:
         self._outbox = BufferedWriter(child.stdin)
         self._stderr = StderrLog(config.name, on_line=listener.wrote_stderr)
         self._stray = StrayLines()
-        self._splitter = LineSplitter(config.max_line_bytes)
+        self._splitter = LineSplitter(config.max_line_bytes, intake=Intake(buffers, evict=True))
         self._conversation = Conversation(
             config.name, post=self._post, listener=listener, hop=hop, reply=self._reply, stray=self._stray
         )
@@ -176,6 +180,7 @@ class StdioSession:
         """Finish every pending request; `restarts`: another process follows one that ended at the probe."""
         self._stderr.release(logging.DEBUG if restarts else logging.INFO)
         self._conversation.close(problem)
+        self._splitter.release()
 
     def _post(self, data: bytes, *, direct: bool = True) -> None:
         if self._transcode and not data.isascii():
@@ -272,11 +277,17 @@ class StdioSession:
 
 @asynccontextmanager
 async def open_stdio(
-    config: ServerConfig, listener: SessionObserver, *, guard: ChildGuard, hop: Hop, attempts: Attempts
+    config: ServerConfig,
+    listener: SessionObserver,
+    *,
+    guard: ChildGuard,
+    hop: Hop,
+    attempts: Attempts,
+    buffers: Budget,
 ) -> AsyncGenerator[StdioSession]:
     """Start the child and open a session; on leaving, run the shutdown sequence.
 
-    `attempts` decides the first message.
+    `attempts` decides the first message; `buffers` counts the bytes of arriving messages.
 
     Raises:
         BackendError: the child cannot be started, does not speak MCP, is not ready within `connect_timeout`, or (in the
@@ -287,7 +298,7 @@ async def open_stdio(
     argv = (config.command, *config.args)
     command = ChildCommand(argv=argv, env=child_environment(config, os.environ, hop.marker), cwd=config.cwd)
     async with open_child(command, grace=config.shutdown_grace, guard=guard, backend=config.name) as child:
-        session = StdioSession(config, child, listener, hop)
+        session = StdioSession(config, child, listener, hop, buffers)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(session.run)

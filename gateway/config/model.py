@@ -297,6 +297,14 @@ class GatewaySettings(Struct, frozen=True):
     max_body_bytes: Annotated[Count, doc("Maximum size of a request body; larger ones are refused with 413.")] = (
         4 * 1024 * 1024
     )
+    max_buffered_bytes: Annotated[
+        Count,
+        doc(
+            "Maximum bytes buffered in all: unread responses, messages that are arriving, large calls and kept events."
+            " Above it, new calls are refused as busy, and the clients with the most unread bytes are disconnected.",
+            at_start_only=True,
+        ),
+    ] = 256 * 1024 * 1024
     page_size: Annotated[Count | None, doc("Maximum entries in a page of a list; default: unlimited.")] = None
     max_client_requests: Annotated[
         Count, doc("Maximum requests of one client in flight; further ones are refused.", at_start_only=True)

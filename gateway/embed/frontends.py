@@ -69,7 +69,7 @@ class AsgiFrontends:
     def __init__(self, handler: RequestHandler, access: Access, paths: Paths, origins: Iterable[str] | None) -> None:
         self.policy = MountPolicy(origins)
         self.paths = paths
-        self.unsent = handler.unsent
+        self.unsent = handler.buffers
         self._closing = trio.Event()
         self._mcp = McpApp(
             handler, access, paths, policy=self.policy, closing=self._closing, shows_metadata=origins is None

@@ -154,6 +154,7 @@ def legacy_call(message: Message, caller: Caller, trace: Trace | None = None) ->
         caller=caller,
         progress_token=meta.progress_token(hop) if hop else None,
         trace=trace,
+        size=len(memoryview(message.params)),
     )
 
 
@@ -190,6 +191,7 @@ def modern_call(
         meta=travelling,
         caller=caller,
         progress_token=progress_token,
+        size=len(memoryview(message.params)),
     )
 
 

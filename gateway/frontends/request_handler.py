@@ -92,9 +92,9 @@ class RequestHandler:
         self._meta_tail = b',"_meta":' + jsonrpc.encode({meta.SERVER_INFO: self.server_info})
 
     @property
-    def unsent(self) -> Budget:
-        """The bound for the unsent bytes of all clients."""
-        return self.router.unsent
+    def buffers(self) -> Budget:
+        """The bound for everything that waits in memory."""
+        return self.router.buffers
 
     @property
     def settings(self) -> GatewaySettings:

@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from gateway import jsonrpc
-from gateway.budget import Share
+from gateway.budget import Intake, Share
 from gateway.calls import ANYBODY, Era
 from gateway.eras import errors, meta, requests, versions
 from gateway.eras.methods import LISTEN
@@ -86,7 +86,7 @@ class StdioFrontend:
         self._introduced = trio.Event()
         self._changes = NotificationQueue()  # of the process: a second `initialize` is the same client
         self._stdout = trio.lowlevel.FdStream(stdout)
-        self._unsent = Share(answers.unsent, self._drop)
+        self._unsent = Share(answers.buffers, self._drop)
         self._outbox = BufferedWriter(self._stdout, share=self._unsent)
         self._session: LegacySession | None = None
         self._in_flight = InFlight(answers.settings.max_client_requests)
@@ -143,7 +143,7 @@ class StdioFrontend:
         self._reading.cancel(reason="the client does not read responses")
 
     async def _read(self) -> None:
-        splitter = LineSplitter(MAX_LINE_BYTES)
+        splitter = LineSplitter(MAX_LINE_BYTES, intake=Intake(self._answers.buffers, evict=False))
         try:
             async with open_stdin(self._stdin) as receive_some:
                 while data := await receive_some():
@@ -153,7 +153,10 @@ class StdioFrontend:
         except (trio.BrokenResourceError, OSError) as exc:
             # A client that disconnects with unread responses resets its socket.
             log.warning("reading stdin failed (%s); treating it as the end", exc.__cause__ or exc)
-        for line in splitter.feed(b"\n"):  # the last line may lack its newline
+        finally:
+            whole = splitter.feed(b"\n")
+            splitter.release()
+        for line in whole:  # the last line may lack its newline
             self._handle_line(line)
 
     def _post(self, message: bytes) -> None:
@@ -163,9 +166,13 @@ class StdioFrontend:
     def _handle_line(self, line: bytes | OversizedLine) -> None:
         """Handle one line: submit a tool call, start a task for other requests."""
         if isinstance(line, OversizedLine):
-            text = f"the message has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
             known = jsonrpc.recover_id(line.head)
             known = jsonrpc.recover_id(line.tail) if known is None else known
+            if line.unbuffered:
+                busy = Busy("too many bytes are buffered (max_buffered_bytes); try again")
+                self._post(self._answers.encode_error(known, busy, Era.LEGACY)[0])
+                return
+            text = f"the message has {line.size} bytes; the limit is {MAX_LINE_BYTES}"
             self._post(jsonrpc.error_response(known, jsonrpc.INVALID_REQUEST, text))
             return
         if not line.startswith(b"{") and jsonrpc.is_batch(line):

@@ -14,6 +14,8 @@ from gateway.http_client.errors import MAX_TEXT, BodyTooLong, Undecodable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from gateway.budget import Intake
+
 MAX_ERROR_BYTES: Final = 65_536
 """Limit of bytes read from an error response's body."""
 PIECE_BYTES: Final = 65_536
@@ -159,11 +161,11 @@ async def read_pieces(response: Response, take: Callable[[bytes], None]) -> bool
     return decoder.complete
 
 
-async def read_body(response: Response, most: int) -> bytes:
+async def read_body(response: Response, most: int, intake: Intake | None = None) -> bytes:
     """Read a body of at most `most` bytes, decoded.
 
     Raises:
-        BodyTooLong: it is longer. The rest is not read, and the connection is closed.
+        BodyTooLong: it is longer, or `intake` refuses it. The rest is not read, and the connection is closed.
         Undecodable: it cannot be decoded.
     """
     parts: list[bytes] = []
@@ -177,6 +179,8 @@ async def read_body(response: Response, most: int) -> bytes:
         size += len(part)
         if size > most:
             raise BodyTooLong
+        if intake is not None and not intake.fits(size):
+            raise BodyTooLong(unbuffered=True)
         parts.append(part)
 
     if not await read_pieces(response, take):

@@ -25,7 +25,11 @@ class HttpRefused(BackendProtocol):
 
 
 class BodyTooLong(Exception):
-    """The response's body exceeds the limit."""
+    """The response's body exceeds the limit, or is `unbuffered`: all buffers together are full."""
+
+    def __init__(self, *, unbuffered: bool = False) -> None:
+        super().__init__()
+        self.unbuffered = unbuffered
 
 
 class Undecodable(Exception):

@@ -35,7 +35,7 @@ import trio
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr, repr_socket_addr  # pyright: ignore[reportUnknownVariableType] - bare tuple
 
-from gateway.budget import MAX_UNSENT_BYTES, Budget, Share
+from gateway.budget import MAX_BUFFERED_BYTES, Budget, Share
 from gateway.httpd.connection import Connection
 from gateway.httpd.connection_limit import ConnectionLimit, Limits, Slot
 from gateway.httpd.exchange import Service
@@ -91,7 +91,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
         sockets = config.create_sockets()
     if sockets.quic_sockets:
         raise ValueError("HTTP/3 is not served")
-    unsent = unsent or Budget(MAX_UNSENT_BYTES)
+    unsent = unsent or Budget(MAX_BUFFERED_BYTES)
     listeners: list[Listener] = []
     addresses: list[str] = []
     context = config.create_ssl_context()

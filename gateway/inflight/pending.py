@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from gateway.budget import SMALL_BYTES
 from gateway.calls import Complete, Notification, ServerRequest, StreamClosed, Withdrawn
 from gateway.errors import BackendTooSlow, IllegalTransition, Suspect
 from gateway.inflight.state import FINAL, TRANSITIONS, CallState
@@ -25,6 +26,7 @@ from gateway.jsonrpc import INTERNAL_ERROR, METHOD_NOT_FOUND
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.budget import Budget
     from gateway.calls import Call, Event, Outcome
     from gateway.errors import GatewayError
     from gateway.inflight.deadlines import Deadlines
@@ -101,6 +103,7 @@ class PendingCall:
 
     __slots__ = (
         "_asks",
+        "_buffers",
         "_carrier",
         "_deadlines",
         "_event",
@@ -119,6 +122,7 @@ class PendingCall:
         "deadline",
         "dropped",
         "ended_at",
+        "held",
         "number",
         "opened_at",
         "outcome",
@@ -144,6 +148,7 @@ class PendingCall:
         publish: Callable[[PendingCall, Outcome], Outcome] | None = None,
         sink: ClientSink | None = None,
         patience: float = math.inf,
+        buffers: Budget | None = None,
     ) -> None:
         """Make a queued call.
 
@@ -159,6 +164,7 @@ class PendingCall:
             publish: returns the outcome with its URIs as clients know them.
             sink: receives the outcome; None: a task waits with `next`.
             patience: seconds without an outcome after which the sink starts its task.
+            buffers: counts what the call keeps in memory; None: nothing does.
         """
         self.number = next(_numbers)
         self.state = CallState.QUEUED
@@ -184,6 +190,9 @@ class PendingCall:
         self._patient_until = now + patience
         self._events: deque[Event] | None = None
         self._notices = self._notice_bytes = 0
+        self._buffers = buffers
+        self.held = 0
+        """Bytes counted in the buffers: large params, queued notifications, a large outcome that waits for its task."""
         self._asks: list[ServerRequest] = []
         self._event: trio.Event | None = None
         self._deadlines = deadlines
@@ -248,29 +257,60 @@ class PendingCall:
             deadline = min(deadline, self._latest)
         self.deadline = max(self.deadline, deadline)
 
+    # Bytes kept in memory.
+
+    def hold(self, count: int) -> bool:
+        """Count bytes of the call; return whether they fit. `Router` frees what is left in the end."""
+        if self._buffers is not None and not self._buffers.hold(count):
+            return False
+        self.held += count
+        return True
+
+    def keep(self, outcome: Outcome) -> None:
+        """Count a large outcome that waits for a task; its bytes counted while they arrived."""
+        if type(outcome) is Complete and len(outcome.result) > SMALL_BYTES:
+            self.free(-len(outcome.result))
+
+    def free(self, count: int) -> None:
+        """Stop counting bytes."""
+        self.held -= count
+        if self._buffers is not None:
+            self._buffers.used -= count
+
     # The client's side: events before the outcome.
 
     def notify(self, notification: Notification) -> None:
-        """Queue a notification; drop it after the end, and the oldest of too many."""
+        """Queue a notification; drop it after the end, the oldest of too many, and any that does not fit."""
         if self.over:
             return
         size = _size(notification)
+        is_held = self.hold(size)
         while (
             self._events
             and self._notices
-            and (self._notices >= MAX_NOTICES or self._notice_bytes + size > MAX_NOTICE_BYTES)
+            and (self._notices >= MAX_NOTICES or self._notice_bytes + size > MAX_NOTICE_BYTES or not is_held)
         ):
             # Server requests are never dropped.
             oldest = next(event for event in self._events if isinstance(event, Notification))
             self._events.remove(oldest)
-            self._notices -= 1
-            self._notice_bytes -= _size(oldest)
+            self._note_taken(oldest)
             self.dropped += 1
+            is_held = is_held or self.hold(size)
+        if not is_held:
+            self.dropped += 1
+            return
         self._notice_bytes += size
         if self._latest is not None and notification.method == "notifications/progress":
             self.extend()
         self._notices += 1
         self._put(notification)
+
+    def _note_taken(self, notification: Notification) -> None:
+        """Stop counting a queued notification."""
+        size = _size(notification)
+        self._notices -= 1
+        self._notice_bytes -= size
+        self.free(size)
 
     def ask(self, ask: ServerRequest) -> None:
         """Queue a server request; refuse it after the end, and when too many are open."""
@@ -353,6 +393,8 @@ class PendingCall:
             owner.call_ended(self)
         sink = self.detach_sink()
         if sink is None or outcome is None:
+            if outcome is not None:
+                self.keep(outcome)
             self._wake()
             return
         try:
@@ -404,8 +446,7 @@ class PendingCall:
             if self._events:
                 first = self._events.popleft()
                 if isinstance(first, Notification):
-                    self._notices -= 1
-                    self._notice_bytes -= _size(first)
+                    self._note_taken(first)
                 return first
             if self.over:
                 return self.outcome
@@ -424,6 +465,8 @@ class PendingCall:
 
     def drop_outcome(self) -> None:
         """Free the encoded outcome: the client may be slow to read it."""
+        if type(self.outcome) is Complete and self.held >= len(self.outcome.result) > SMALL_BYTES:
+            self.free(len(self.outcome.result))
         self.outcome = None
 
     async def wait_outcome(self, refusal: str) -> Outcome | None:

@@ -17,10 +17,11 @@ import trio
 from gateway.backends.opener import SessionOpener
 from gateway.backends.session.handshake import Attempts
 from gateway.backends.stdio import MAX_UNREAD_REPLIES, StdioSession, child_environment, open_stdio
+from gateway.budget import Budget
 from gateway.calls import Complete, Era
 from gateway.config import parse_config, parse_server
 from gateway.eras.requests import Hop
-from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BuffersFull
 from gateway.jsonrpc import raw
 from gateway.processes.guard import open_guard
 from gateway.processes.spawn import search_path
@@ -63,7 +64,9 @@ def serve(most=1 << 60):
 
 
 @asynccontextmanager
-async def open_child(script: str, *, listener: Any = None, **fields: Any) -> AsyncGenerator[StdioSession]:
+async def open_child(
+    script: str, *, listener: Any = None, buffers: Budget | None = None, **fields: Any
+) -> AsyncGenerator[StdioSession]:
     """Open a session with a child that runs `CHILD` and then this.
 
     Its end is raised as a single error.
@@ -74,7 +77,12 @@ async def open_child(script: str, *, listener: Any = None, **fields: Any) -> Asy
         async with (
             open_guard(subreaper=False) as guard,
             open_stdio(
-                config, listener or Received(), guard=guard, hop=HOP, attempts=Attempts("legacy", pinned=True)
+                config,
+                listener or Received(),
+                guard=guard,
+                hop=HOP,
+                attempts=Attempts("legacy", pinned=True),
+                buffers=buffers or Budget(2**30),
             ) as session,
         ):
             yield session
@@ -102,6 +110,7 @@ def make_session(stdin: trio.lowlevel.FdStream) -> StdioSession:
         cast("Child", SimpleNamespace(stdin=stdin)),
         cast("SessionObserver", listener),
         Hop(era=Era.LEGACY, client_info=raw({})),
+        Budget(2**30),
     )
 
 
@@ -217,6 +226,25 @@ async def test_an_answer_in_transit_survives_closed_stdin() -> None:
 
     script = CLOSES_STDIN.replace("os.close(0)", "call = next(messages()); os.close(0)")
     await end_of(script.replace("time.sleep", 'send(id=call["id"], result={"content": []}); time.sleep'), use)
+
+
+async def test_a_result_that_fits_no_buffer_ends_its_call_only() -> None:
+    script = """
+for message in messages():
+    if message.get("method") == "tools/call":
+        send(id=message["id"], result={"content": ["x" * (100_000 if message["params"]["name"] == "big" else 1)]})
+    else:
+        answer(message)
+"""
+    buffers = Budget(50_000)
+    with trio.fail_after(WITHIN):
+        async with open_child(script, buffers=buffers) as session:
+            big, small = start_call(session, "big"), start_call(session, "small")
+            assert isinstance(await outcome(big), BuffersFull)
+            assert isinstance(await outcome(small), Complete)
+            buffers.most = 200_000
+            assert isinstance(await outcome(start_call(session, "big")), Complete)
+    assert buffers.used == 0
 
 
 async def test_an_exit_is_reported_despite_write_failures() -> None:

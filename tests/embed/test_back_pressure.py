@@ -92,7 +92,7 @@ def run(kind: str, body: Any) -> None:
     async def with_mounted() -> None:
         async with open_mounted(kind) as (app, runtime):
             await body(app, runtime)
-            await until(lambda: not (runtime.unsent.used or runtime.router.under_way))
+            await until(lambda: not (runtime.buffers.used or runtime.router.under_way))
 
     run_on("trio" if kind == "native" else kind, with_mounted)
 
@@ -106,7 +106,7 @@ def test_an_unread_response_delays_no_other_call(kind: str) -> None:
         slow = Visitor(app, "a.big", n=SIZE)
         async with anyio.create_task_group() as group:
             group.start_soon(slow.run)
-            await until(lambda: runtime.unsent.used > SIZE)
+            await until(lambda: runtime.buffers.used > SIZE)
             for _ in range(3):
                 assert (await Visitor(app, "a.echo", text="x").read())["result"]["content"][0]["text"] == "x"
             assert not slow.ended.is_set()
@@ -119,7 +119,7 @@ def test_an_unread_response_delays_no_other_call(kind: str) -> None:
 @each
 def test_over_the_total_bound_the_largest_connection_closes(kind: str) -> None:
     async def body(app: Any, runtime: GatewayRuntime) -> None:
-        runtime.unsent.most = SIZE // 2
+        runtime.buffers.most = SIZE // 2
         slow = Visitor(app, "a.big", n=SIZE)
         with anyio.fail_after(15):
             await slow.run()

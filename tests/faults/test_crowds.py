@@ -8,10 +8,12 @@ import signal
 import socket
 import struct
 
+import h11
 import pytest
 import trio
 
 from tests.contract.support import SHUTDOWN_GRACE, kilobytes, open_gateways, structured_of, text_of, wait_health
+from tests.peers.http_peer import LegacyServer, open_peer
 from tests.support.gateway_process import STOP_WITHIN, HttpClient, echo_backend, make_request, open_gateway_process
 
 IDLE_TIMEOUT = 3  # seconds; more than a client needs between two messages of its handshake, on a busy machine too
@@ -25,6 +27,10 @@ CROWD = 1000
 AT_ONCE = 50
 LARGE = 600_000  # bytes, nearly all of which wait in the gateway: a thousand times that is twice the bound
 SLACK = 100_000  # kilobytes beside what waits: a thousand connections, the results on their way, fragmentation
+RESULTS = 64
+ANNOUNCED = 2**26  # bytes of each of them: 4 GiB in all
+ARRIVING = 2**22  # bytes of each that do arrive: four times the bound in all
+BOUND = 2**26
 GROWTH = 8_000  # kilobytes of memory that may stay: fragmentation and caches; a thousand leaked clients would be more
 
 
@@ -247,3 +253,44 @@ async def test_a_thousand_slow_readers_stay_within_the_bound():
             nursery.cancel_scope.cancel()
         assert text_of(await client.call_modern("tools/call", small)) == "alive"
         assert "Traceback" not in gateway.stderr_text
+
+
+async def test_four_gigabytes_of_arriving_results_stay_within_the_bound():
+    async def stall(request, reply):
+        reply.begun = True
+        fields = [("content-type", "application/json"), ("content-length", str(ANNOUNCED))]
+        await reply._send(h11.Response(status_code=200, headers=fields))
+        for _ in range(ARRIVING // 2**16):
+            await reply.raw(b" " * 2**16)
+        await trio.sleep_forever()
+
+    server = LegacyServer()
+    server.on["tools/call"] = stall
+    async with open_peer(server) as peer:
+        remote = {"url": peer.url, "era": "legacy", "max_concurrency": RESULTS, "max_line_bytes": ANNOUNCED}
+        settings = {"start_grace": 10, "max_buffered_bytes": BOUND}
+        config = {"mcpServers": {"remote": remote, "other": echo_backend()}, "gateway": settings}
+        async with open_gateway_process(config, extra_args=("--no-watch",)) as gateway:
+            client = HttpClient(gateway.url)
+            small = {"name": "other.echo", "arguments": {"text": "alive"}}
+            assert text_of(await client.call_modern("tools/call", small)) == "alive"
+            before = kilobytes(gateway.pid, "VmRSS")
+            refused = 0
+
+            async def ask():
+                nonlocal refused
+                answer = await client.call_modern("tools/call", {"name": "remote.echo", "arguments": {"text": "x"}})
+                assert answer["error"]["data"]["reason"] == "buffers_full"
+                refused += 1
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(RESULTS):
+                    nursery.start_soon(ask)
+                with trio.fail_after(60):
+                    while refused < RESULTS - BOUND // ARRIVING:  # the others fit, and never end
+                        assert text_of(await client.call_modern("tools/call", small)) == "alive"
+                        await trio.sleep(0.05)
+                assert kilobytes(gateway.pid, "VmHWM") - before < BOUND // 1024 + SLACK
+                nursery.cancel_scope.cancel()
+            assert text_of(await client.call_modern("tools/call", small)) == "alive"
+            assert "Traceback" not in gateway.stderr_text

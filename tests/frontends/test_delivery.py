@@ -288,7 +288,7 @@ async def test_over_the_total_bound_the_client_is_closed(mock_clock: MockClock) 
     del mock_clock
     result = Complete(json.dumps({"content": [{"type": "text", "text": "x" * 500_000}]}).encode(), Era.LEGACY)
     async with open_client(unsent=Budget(600_000)) as client:
-        unsent = client.harness.answers.unsent
+        unsent = client.harness.answers.buffers
         client.reading = trio.Event()
         await client.say(call(1), call(2), call(3))
         client.harness.fake.session.answer(1, result)

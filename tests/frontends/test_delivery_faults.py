@@ -69,7 +69,7 @@ class Client:
 
     def assert_at_rest(self) -> None:
         router = self.harness.answers.router
-        assert (router.under_way, len(router.fleet.deadlines), len(self.in_flight), router.unsent.used) == (0, 0, 0, 0)
+        assert (router.under_way, len(router.fleet.deadlines), len(self.in_flight), router.buffers.used) == (0, 0, 0, 0)
         assert self.harness.fake.session.working == []
         assert len(self.harness.fake.session.withdrawn) <= 1
 

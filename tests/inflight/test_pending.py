@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from gateway import jsonrpc
+from gateway.budget import SMALL_BYTES, Budget
 from gateway.calls import Complete, Notification, ServerRequest
 from gateway.errors import BackendExited, BackendTooSlow, BackendUnavailable, IllegalTransition
 from gateway.inflight.pending import MAX_NOTICES, PendingCall
@@ -60,6 +61,30 @@ async def test_the_oldest_notice_is_dropped_and_counted() -> None:
     assert ticket.dropped == 3
     with trio.fail_after(1):
         assert await ticket.next() == notice(3)
+
+
+async def test_notices_are_dropped_when_buffers_are_full() -> None:
+    size = len(jsonrpc.raw(10))
+    buffers = Budget(3 * size)
+    ticket, other = (make_pending(pending={"buffers": buffers}) for _ in range(2))
+    for number in range(10, 14):
+        ticket.notify(notice(number))
+    other.notify(notice(20))  # one call does not pay for another
+    assert (ticket.dropped, other.dropped, buffers.used) == (1, 1, 3 * size)
+    with trio.fail_after(1):
+        assert await ticket.next() == notice(11)
+    other.notify(notice(21))
+    assert (other.dropped, buffers.used, other.held) == (1, 3 * size, size)
+
+
+async def test_an_outcome_that_waits_for_its_task_counts() -> None:
+    buffers = Budget(2**20)
+    ticket = make_pending(pending={"buffers": buffers})
+    result = Complete(b'{"content":"%b"}' % (b"x" * SMALL_BYTES), RESULT.era)
+    ticket.finish(result)
+    assert (await ticket.next(), buffers.used) == (result, len(result.result))
+    ticket.drop_outcome()
+    assert buffers.used == ticket.held == 0
 
 
 async def test_a_waiter_is_woken() -> None:

@@ -84,7 +84,7 @@ async def open_harness(
         async with trio.open_nursery() as services:
             await services.start(fleet.run)
             await settle()
-            answers = RequestHandler(Router(fleet, unsent=unsent), "9", parking)
+            answers = RequestHandler(Router(fleet, buffers=unsent), "9", parking)
             async with trio.open_nursery() as nursery:
                 yield Harness(answers, fake, nursery)  # ruff: ignore[fallible-context-manager]
                 nursery.cancel_scope.cancel()

@@ -18,6 +18,7 @@ from gateway.backends.http.sse import SseSession
 from gateway.backends.http.streamable import StreamableSession
 from gateway.backends.opening import EraRecords
 from gateway.backends.session.handshake import AUTO_HINT
+from gateway.budget import MAX_BUFFERED_BYTES, Budget
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnfit
 from gateway.http_client.errors import HttpRefused
 
@@ -45,10 +46,16 @@ log = logging.getLogger("gateway.backend")
 
 
 class HttpOpener:
-    """Opens sessions over HTTP, on whichever transport the server speaks; `records` remembers earlier results."""
+    """Opens sessions over HTTP, on whichever transport the server speaks.
 
-    def __init__(self, records: EraRecords | None = None, *, timing: Timing = TIMING) -> None:
+    `records` remembers earlier results; `buffers` counts the bytes of arriving messages.
+    """
+
+    def __init__(
+        self, records: EraRecords | None = None, buffers: Budget | None = None, *, timing: Timing = TIMING
+    ) -> None:
         self._records = records or EraRecords()
+        self._buffers = Budget(MAX_BUFFERED_BYTES) if buffers is None else buffers
         self._timing = timing
 
     @asynccontextmanager
@@ -81,6 +88,7 @@ class HttpOpener:
             hop=hop,
             signer=signer,
             attempts=attempts,
+            buffers=self._buffers,
             timing=self._timing,
         )
         transport = config.transport or attempts.transport

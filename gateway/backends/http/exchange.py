@@ -15,9 +15,10 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.http.recovery import Standing, Verdict, read_refusal
 from gateway.backends.http.sse_events import EventParser
+from gateway.budget import Intake
 from gateway.calls import Era, Failure
 from gateway.eras.errors import HEADER_MISMATCH, with_retry_hint
-from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable, BuffersFull
 from gateway.http_client.body import media_type, read_body, read_pieces, retry_after
 from gateway.http_client.errors import BodyTooLong, HttpRefused
 from gateway.lines import OversizedLine
@@ -26,6 +27,7 @@ from gateway.proxies import via
 if TYPE_CHECKING:
     from gateway.backends.http.recovery import Recovery, Refusal, Timing
     from gateway.backends.session.conversation import Conversation
+    from gateway.budget import Budget
     from gateway.config import ServerConfig
     from gateway.http_client.body import Response
     from gateway.http_client.client import HttpClient
@@ -47,6 +49,7 @@ class SessionContext(Protocol):
     conversation: Conversation
     recovery: Recovery
     timing: Timing
+    buffers: Budget
 
     def headers(self, method: str, pending: PendingCall | None) -> HeaderList:
         """Return the headers of a POST."""
@@ -118,6 +121,7 @@ class HttpRequest:
             await recovery.admitted(self._method, is_call=self._pending is not None)
         generation, era = recovery.generation, link.conversation.hop.era
         parser: EventParser | None = None
+        intake = Intake(link.buffers, evict=True)
         try:
             headers = link.headers(self._method, self._pending)
             async with link.http.exchange("POST", headers, self._body, pending=self._pending) as response:
@@ -125,16 +129,18 @@ class HttpRequest:
                     again = await self._refused(response, generation, era, first=first)
                 elif media_type(response) == "text/event-stream":
                     self._note_session(response, era)
-                    parser = EventParser(link.config.max_line_bytes)
+                    parser = EventParser(link.config.max_line_bytes, intake)
                     await self._read_events(response, parser)
                     again = False
                 else:
-                    await self._read_json(response, era)
+                    await self._read_json(response, era, intake)
                     return False
         except BackendExited:
             if parser is None:
                 raise
             again = False
+        finally:
+            intake.release()
         if parser is not None and not self._answered:
             await self._resume(parser, era)
         elif again and era is Era.MODERN:
@@ -145,14 +151,14 @@ class HttpRequest:
         if self._method == "initialize" and era is Era.LEGACY:
             self._link.assigned(response.headers.get("mcp-session-id", ""))
 
-    async def _read_json(self, response: Response, era: Era) -> None:
+    async def _read_json(self, response: Response, era: Era, intake: Intake) -> None:
         link = self._link
         if media_type(response) != "application/json":
             raise self._no_answer(response)
         try:
-            data = await read_body(response, link.config.max_line_bytes)
-        except BodyTooLong:
-            raise self._too_long() from None
+            data = await read_body(response, link.config.max_line_bytes, intake)
+        except BodyTooLong as exc:
+            raise (BuffersFull(link.config.name) if exc.unbuffered else self._too_long()) from None
         self._note_session(response, era)
         conversation = link.conversation
         conversation.feed(data, self._pending)
@@ -176,14 +182,17 @@ class HttpRequest:
         conversation.finish(self.request_id, misfit)
 
     async def _read_events(self, response: Response, parser: EventParser) -> None:
-        conversation = self._link.conversation
+        link, conversation = self._link, self._link.conversation
 
         def handle_data(data: bytes) -> None:
             if self._answered:
                 return  # to the end of the stream, so that the connection can be reused; LINGER bounds it
             for event in parser.feed(data):
                 if isinstance(event.data, OversizedLine):
-                    conversation.finish(self.request_id, self._too_long(event.data.size))
+                    conversation.finish(
+                        self.request_id,
+                        BuffersFull(link.config.name) if event.data.unbuffered else self._too_long(event.data.size),
+                    )
                 elif event.event == "message":
                     conversation.feed(event.data, self._pending)
                 if not conversation.waits_for(self.request_id):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import Attempts, ServerIntroduction
+    from gateway.budget import Budget
     from gateway.calls import Outcome
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
@@ -48,13 +49,20 @@ class HttpSession(ABC):
     """Implements `gateway.backends.session.interface.Session` except for the transport's part."""
 
     def __init__(
-        self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop, timing: Timing
+        self,
+        config: ServerConfig,
+        http: HttpClient,
+        listener: SessionObserver,
+        hop: Hop,
+        timing: Timing,
+        buffers: Budget,
     ) -> None:
         self.greeting: ServerIntroduction
         self.listing = Listing()
         self.config = config
         self.http = http
         self.timing = timing
+        self.buffers = buffers
         self._listener = listener
         self.conversation = Conversation(config.name, post=self._post, listener=listener, hop=hop, exchanges=self)
         self.upkeep = SessionReconciler(
@@ -222,18 +230,19 @@ async def open_http_session(
     hop: Hop,
     signer: Signer | None,
     attempts: Attempts,
+    buffers: Budget,
     timing: Timing,
 ) -> AsyncGenerator[_S]:
     """Shake hands and list; on leaving, end the session at the server.
 
-    `signer` signs every request; `attempts` says how to begin.
+    `signer` signs every request; `attempts` says how to begin; `buffers` counts the bytes of arriving messages.
 
     Raises:
         BackendError: the server cannot be reached, does not speak MCP, is not ready in time, or (in the body, grouped)
             went away.
     """
     async with open_http_client(config, signer) as http:
-        session = kind(config, http, listener, hop, timing)
+        session = kind(config, http, listener, hop, timing, buffers)
         deadline = attempts.deadline(config.connect_timeout)
         try:
             async with trio.open_nursery() as nursery:

@@ -21,6 +21,7 @@ from gateway.backends.http.session import HttpSession
 from gateway.backends.http.sse_events import EventParser
 from gateway.backends.session import handshake, lists
 from gateway.backends.session.handshake import Attempts
+from gateway.budget import Intake
 from gateway.calls import Failure
 from gateway.eras.errors import with_retry_hint
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow
@@ -33,6 +34,7 @@ from gateway.proxies import via
 if TYPE_CHECKING:
     from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
+    from gateway.budget import Budget
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
     from gateway.http_client.body import Response
@@ -63,9 +65,15 @@ class SseSession(HttpSession):
     """A session over one event stream at a time."""
 
     def __init__(
-        self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop, timing: Timing
+        self,
+        config: ServerConfig,
+        http: HttpClient,
+        listener: SessionObserver,
+        hop: Hop,
+        timing: Timing,
+        buffers: Budget,
     ) -> None:
-        super().__init__(config, http, listener, hop, timing)
+        super().__init__(config, http, listener, hop, timing, buffers)
         self._stream = _Stream()
         self._replaced = _Stream()
         self._is_renewing = False
@@ -248,7 +256,8 @@ class SseSession(HttpSession):
             text = f"answered GET with HTTP {status} and {kind or 'no content type'}, not an event stream"
             text += via(self.http.proxy)
             raise HttpRefused(self.config.name, text, status)
-        parser = EventParser(self.config.max_line_bytes)
+        intake = Intake(self.buffers, evict=True)
+        parser = EventParser(self.config.max_line_bytes, intake)
 
         def handle_data(data: bytes) -> None:
             for event in parser.feed(data):
@@ -261,7 +270,10 @@ class SseSession(HttpSession):
             if stream is self._replaced:
                 self._settle()
 
-        await read_pieces(response, handle_data)
+        try:
+            await read_pieces(response, handle_data)
+        finally:
+            intake.release()
 
     def _connect(self, stream: _Stream, data: bytes) -> None:
         """Read the address for POSTs from the first event."""

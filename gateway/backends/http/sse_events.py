@@ -8,13 +8,16 @@ with only the two ends of its data, from which a message's id can be read.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from gateway.jsonrpc import EDGE_BYTES
 from gateway.lines import OversizedLine
 from gateway.surrogates import BOM
+
+if TYPE_CHECKING:
+    from gateway.budget import Intake
 
 MAX_ID_BYTES: Final = 4_096
 """Bytes of an event id, which is sent back in a header; a longer one would be refused there and is ignored."""
@@ -40,10 +43,12 @@ class EventParser:
     server requests before reconnecting, None without one.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, intake: Intake | None = None) -> None:
+        """Make a parser; events that `intake` refuses are skipped. Its caller releases it."""
         self.last_id = b""
         self.retry: float | None = None
         self._max = max_bytes
+        self._intake = intake
         self._line = _Held(max_bytes + LONGEST_FIELD_NAME)
         self._data = _Held(max_bytes)
         self._has_data = False
@@ -54,7 +59,7 @@ class EventParser:
 
     def successor(self) -> EventParser:
         """Return a parser for the next body, with this one's `last_id` and `retry`."""
-        parser = EventParser(self._max)
+        parser = EventParser(self._max, self._intake)
         parser.last_id, parser.retry = self.last_id, self.retry
         return parser
 
@@ -89,6 +94,14 @@ class EventParser:
                 events.append(Event(event_data, name.decode(errors="replace") or "message"))
         if rest:
             self._line.add(rest)
+        if self._intake is not None:
+            held = self._line.held + self._data.held
+            if not held:
+                self._intake.release()
+            elif not self._intake.fits(held):
+                self._line.skip()
+                self._data.skip()
+                self._intake.release()
         return events
 
     def _field(self, line: bytes | OversizedLine) -> None:
@@ -97,11 +110,12 @@ class EventParser:
             if isinstance(line, bytes):
                 line = line.removeprefix(BOM)
             else:
-                line = OversizedLine(line.head.removeprefix(BOM), line.tail, line.size)
+                line = OversizedLine(line.head.removeprefix(BOM), line.tail, line.size, line.unbuffered)
         if isinstance(line, OversizedLine):
             if line.head.startswith(b"data:"):
                 self._has_data = True
-                self._data.add_oversized(OversizedLine(line.head[5:].removeprefix(b" "), line.tail, line.size))
+                head = line.head[5:].removeprefix(b" ")
+                self._data.add_oversized(OversizedLine(head, line.tail, line.size, line.unbuffered))
             return
         if line.startswith(b"data: "):  # by far the most frequent
             self._add_data(line[6:])
@@ -137,6 +151,18 @@ class _Held:
         self._joined: bytearray | None = None
         self._head: bytes | None = None
         self._tail = b""
+        self._unbuffered = False
+
+    @property
+    def held(self) -> int:
+        """The bytes in memory, apart from the two ends of skipped data."""
+        return self.size if self._head is None else 0
+
+    def skip(self) -> None:
+        """Keep only the two ends of the present data, since the buffers are full."""
+        if self.size and self._head is None:
+            self._unbuffered = True
+            self._keep_ends(b"", b"")
 
     def add(self, data: bytes) -> None:
         """Add a part."""
@@ -154,6 +180,7 @@ class _Held:
     def add_oversized(self, part: OversizedLine) -> None:
         """Add the rest of a part that exceeded the limit by itself."""
         self.size += part.size
+        self._unbuffered = self._unbuffered or part.unbuffered
         self._keep_ends(part.head, part.tail)
 
     def _keep_ends(self, head: bytes, tail: bytes) -> None:
@@ -173,6 +200,6 @@ class _Held:
         size, self.size = self.size, 0
         if self._head is None:
             return self._pop_held()
-        oversized = OversizedLine(self._head, self._tail, size)
-        self._head, self._tail = None, b""
+        oversized = OversizedLine(self._head, self._tail, size, self._unbuffered)
+        self._head, self._tail, self._unbuffered = None, b"", False
         return oversized

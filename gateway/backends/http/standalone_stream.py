@@ -14,6 +14,7 @@ import trio
 
 from gateway.backends.http.recovery import Verdict, judge
 from gateway.backends.http.sse_events import EventParser
+from gateway.budget import Intake
 from gateway.errors import BackendExited, BackendProtocol, BackendUnavailable
 from gateway.http_client.body import media_type, read_pieces
 from gateway.lines import OversizedLine
@@ -59,7 +60,8 @@ class StandaloneStream:
         """Keep the stream open until cancelled; return if the server has none."""
         link = self._link
         pause = first_pause = link.timing.stream_pause
-        parser = EventParser(link.config.max_line_bytes)
+        intake = Intake(link.buffers, evict=True)
+        parser = EventParser(link.config.max_line_bytes, intake)
         self.is_running = True
         try:
             while True:
@@ -68,6 +70,7 @@ class StandaloneStream:
                 is_served = True
                 with trio.CancelScope() as self._scope:
                     is_served = await self._read_stream(parser)
+                intake.release()
                 if not is_served:
                     return
                 lived = trio.current_time() - opened_at
@@ -76,8 +79,9 @@ class StandaloneStream:
                     await trio.sleep(pause if parser.retry is None else max(parser.retry, pause / 2))
                     pause = min(pause * 2, LONGEST_PAUSE)
                 same = generation == link.recovery.generation
-                parser = parser.successor() if same else EventParser(link.config.max_line_bytes)
+                parser = parser.successor() if same else EventParser(link.config.max_line_bytes, intake)
         finally:
+            intake.release()
             self.is_running = False
 
     async def _read_stream(self, parser: EventParser) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.backends.http.recovery import Timing
     from gateway.backends.session.contracts import SessionObserver
     from gateway.backends.session.handshake import ServerIntroduction
+    from gateway.budget import Budget
     from gateway.catalog.listing import Listing
     from gateway.config import ServerConfig
     from gateway.eras.requests import Hop
@@ -47,9 +48,15 @@ class StreamableSession(HttpSession):
     """A session over streamable HTTP; also implements `exchange.SessionContext`."""
 
     def __init__(
-        self, config: ServerConfig, http: HttpClient, listener: SessionObserver, hop: Hop, timing: Timing
+        self,
+        config: ServerConfig,
+        http: HttpClient,
+        listener: SessionObserver,
+        hop: Hop,
+        timing: Timing,
+        buffers: Budget,
     ) -> None:
-        super().__init__(config, http, listener, hop, timing)
+        super().__init__(config, http, listener, hop, timing, buffers)
         self._get_stream = StandaloneStream(self, self)
         self._exchanges: dict[int, HttpRequest] = {}
         self._pending_cancels = 0

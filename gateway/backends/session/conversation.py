@@ -25,7 +25,7 @@ from gateway.calls import Complete, Era, Failure, Notification
 from gateway.catalog.salvage import salvage
 from gateway.eras import meta, requests, results
 from gateway.eras.methods import LIST_CHANGED, LISTED_KIND, LISTEN, OPENING
-from gateway.errors import BackendError, BackendProtocol, BackendTooSlow
+from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BuffersFull
 from gateway.masking import SECRETS
 from gateway.rates import LogRate
 
@@ -315,12 +315,16 @@ class Conversation:
                 self._server_requests.vendor(method, params, pending)
 
     def feed_overlong(self, line: OversizedLine, limit: int) -> None:
-        """Handle a message above the limit: fail its call, or all without an id."""
+        """Handle a skipped message: fail its call, or all without an id."""
         request_id = jsonrpc.recover_id(line.head)
         if request_id is None:
             request_id = jsonrpc.recover_id(line.tail)
-        problem = BackendProtocol(
-            self.backend, f"sent a message of {line.size} bytes; the limit is {limit} (max_line_bytes)"
+        problem = (
+            BuffersFull(self.backend)
+            if line.unbuffered
+            else BackendProtocol(
+                self.backend, f"sent a message of {line.size} bytes; the limit is {limit} (max_line_bytes)"
+            )
         )
         self._warn("%s", problem)
         if request_id is not None:

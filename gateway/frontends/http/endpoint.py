@@ -37,6 +37,7 @@ class McpEndpoint:
             most=settings.max_sessions,
             idle_timeout=settings.session_idle_timeout,
             max_requests=settings.max_client_requests,
+            buffers=answers.buffers,
             welcome=answers.welcome,
         )
         self._answers = answers
@@ -81,7 +82,7 @@ class McpEndpoint:
             text = "the Accept header must list application/json and text/event-stream"
             await exchange.refuse(406, text)
             return
-        body = await read_json(exchange, self._answers.settings.max_body_bytes)
+        body = await read_json(exchange, self._answers.settings.max_body_bytes, self._answers.buffers)
         if body is None:
             return
         header = exchange.headers.get(headers.VERSION_HEADER)

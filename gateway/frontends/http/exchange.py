@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway import jsonrpc
 from gateway.access.refusal import Refusal
+from gateway.budget import Intake
 from gateway.calls import ANYBODY, at_endpoint
-from gateway.errors import Revoked
+from gateway.errors import Busy, Revoked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
     from contextlib import AbstractContextManager
 
     from gateway.access.principals import Principal
+    from gateway.budget import Budget
     from gateway.calls import Identity, NameChoice
     from gateway.jsonrpc import Id
 
@@ -42,6 +44,8 @@ LOCAL: Final = frozenset({None, "127.0.0.1", "::1", "::ffff:127.0.0.1"})
 MAX_ADDRESS: Final = 64
 """Maximum characters of a client address from a proxy; IPv6 with a zone fits."""
 KEEP_ALIVE: Final = b": keep-alive\r\n\r\n"
+RETRY_SOON: Final = (b"retry-after", b"1")
+"""Of a refusal because all buffers together are full."""
 UNCOMPRESSED: Final = (b"accept-encoding", b"identity")
 """Tells a client whose compressed body was refused to send it uncompressed (RFC 9110, 12.5.3)."""
 MAX_COPIED: Final = 65_536
@@ -176,11 +180,12 @@ class Exchange:
         """The HTTP method."""
         return self.scope["method"]
 
-    async def read_body(self, most: int) -> bytes | None:
+    async def read_body(self, most: int, intake: Intake | None = None) -> bytes | None:
         """Read the whole body; return None if it is larger than `most` bytes.
 
         Raises:
             ClientGone: the client disconnected before its body was complete.
+            Busy: `intake` refuses the body, since all buffers together are full.
         """
         length = self.headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > most:
@@ -195,6 +200,9 @@ class Exchange:
             size += len(part)
             if size > most:
                 return None
+            if intake is not None and not intake.fits(size):
+                text = "too many bytes are buffered (max_buffered_bytes); try again"
+                raise Busy(text)
             parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -364,10 +372,10 @@ def explain_compressed(encoding: str) -> str:
     return f"the Content-Encoding {encoding!r} is not supported; send the body uncompressed"
 
 
-async def read_json(exchange: Exchange, most: int) -> bytes | None:
+async def read_json(exchange: Exchange, most: int, buffers: Budget) -> bytes | None:
     """Read the JSON body of a POST; refuse an invalid one and return None.
 
-    Raises ClientGone.
+    `buffers` counts it while it arrives. Raises ClientGone.
     """
     encoding = compressed(exchange)
     if encoding is not None:
@@ -378,7 +386,14 @@ async def read_json(exchange: Exchange, most: int) -> bytes | None:
         text = "the Content-Type must be application/json"
         await exchange.refuse(415, text)
         return None
-    body = await exchange.read_body(most)
+    intake = Intake(buffers, evict=False)
+    try:
+        body = await exchange.read_body(most, intake)
+    except Busy as exc:
+        await exchange.refuse(503, str(exc), RETRY_SOON, code=jsonrpc.INTERNAL_ERROR)
+        return None
+    finally:
+        intake.release()
     if body is None:
         text = f"the body is larger than {most} bytes (gateway.max_body_bytes)"
         await exchange.refuse(413, text)

@@ -83,7 +83,7 @@ class HttpFrontend:
                         shutdown_trigger=self._closing.wait,
                         limits=self._limits(),
                         handle_nowait=self._mcp.begin,
-                        unsent=self._mcp.handler.unsent,
+                        unsent=self._mcp.handler.buffers,
                     )
                     await server.start(serve, self, config)
                     paths = [path for path in (self._mcp.paths.mcp, self._mcp.paths.sse) if path is not None]

@@ -23,7 +23,8 @@ MAX_SESSION_STREAMS: Final = 64
 MAX_SESSION_BYTES: Final = 4_194_304
 """Bytes kept by one session over all its streams."""
 MAX_BYTES: Final = 67_108_864
-"""Bytes kept by all sessions together: a thousand sessions with breaking streams must not fill the memory."""
+"""Bytes kept by all sessions together, or a quarter of `max_buffered_bytes`, if that is less: a thousand sessions with
+breaking streams must not fill the memory. Events are dropped, too, when all buffers together are full."""
 RESUME_WITHIN: Final = 60.0
 """Seconds that a broken or ended stream is kept for its client: several attempts of clients that retry every few
 seconds. Then it is dropped; a call that is still in flight runs to its end, without a reader."""
@@ -60,8 +61,10 @@ class Log:
 class EventStore:
     """The streams of one session."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, buffers: Budget) -> None:
+        """Make a store; `budget` is for all stores together, `buffers` for everything that waits in memory."""
         self._budget = budget
+        self._buffers = buffers
         self._tag = ""
         self._logs: dict[int, Log] = {}
         self._ended: dict[int, Log] = {}  # of these the ended ones, oldest first
@@ -165,13 +168,18 @@ class EventStore:
         log.size += size
         self._size += size
         self._budget.used += size
+        self._buffers.used += size
 
     def _drop_oldest(self, log: Log) -> None:
         _, message = log.events.popleft()
         self._count(log, -len(message))
 
     def _is_full(self) -> bool:
-        return self._size > MAX_SESSION_BYTES or self._budget.used > self._budget.most
+        return (
+            self._size > MAX_SESSION_BYTES
+            or self._budget.used > self._budget.most
+            or self._buffers.used > self._buffers.most
+        )
 
 
 def _is_number(text: str) -> bool:

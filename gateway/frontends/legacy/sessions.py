@@ -227,6 +227,7 @@ class LegacySession:
         *,
         max_requests: int,
         budget: Budget | None = None,
+        buffers: Budget | None = None,
         last_asked: int = 0,
     ) -> None:
         self.id = session_id
@@ -254,7 +255,7 @@ class LegacySession:
         self.ended = trio.Event()
         self.stream: trio.CancelScope | None = None
         """The scope of the open GET stream, if there is one."""
-        self.events = EventStore(Budget(MAX_BYTES) if budget is None else budget)
+        self.events = EventStore(budget or Budget(MAX_BYTES), buffers or Budget(MAX_BYTES))
         """Events sent on streams that can be resumed."""
         self.replies: dict[int, ResumableStream] = {}
         """The calls whose streams can be resumed, by the number of the stream."""
@@ -317,6 +318,7 @@ class SessionTable:
         most: int,
         idle_timeout: float,
         max_requests: int,
+        buffers: Budget | None = None,
         welcome: Callable[[LegacySession], None] = _ignore_session,
     ) -> None:
         self._sessions: dict[str, LegacySession] = {}
@@ -324,7 +326,8 @@ class SessionTable:
         self._idle_timeout = idle_timeout
         self._max_requests = max_requests
         self._welcome = welcome
-        self._budget = Budget(MAX_BYTES)
+        self._buffers = Budget(MAX_BYTES) if buffers is None else buffers
+        self._budget = Budget(min(MAX_BYTES, self._buffers.most // 4))
         self._nursery: trio.Nursery  # for calls without an exchange; opened and closed by `run`
 
     def __len__(self) -> int:
@@ -346,7 +349,9 @@ class SessionTable:
             elif not self._evict(self._sessions.values()):
                 return None
         session_id = secrets.token_urlsafe(SESSION_ID_BYTES)
-        session = LegacySession(session_id, introduction, max_requests=self._max_requests, budget=self._budget)
+        session = LegacySession(
+            session_id, introduction, max_requests=self._max_requests, budget=self._budget, buffers=self._buffers
+        )
         self._sessions[session_id] = session
         self._welcome(session)
         return session

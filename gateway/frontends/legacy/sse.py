@@ -65,7 +65,7 @@ class SseStream:
         self._answers = answers
         self._introduced = trio.Event()
         self._waiting: deque[bytes] = deque()
-        self._unsent = Share(answers.unsent, self._drop)
+        self._unsent = Share(answers.buffers, self._drop)
         self._writing = trio.CancelScope()  # around each write; its deadline is set while the buffer is full
         self._news = trio.Event()
         self._room = trio.lowlevel.ParkingLot()
@@ -429,7 +429,7 @@ class SseFrontend:
             await exchange.refuse(404, NO_STREAM)
             return
         await stream.wait_writable()
-        body = await read_json(exchange, self._answers.settings.max_body_bytes)
+        body = await read_json(exchange, self._answers.settings.max_body_bytes, self._answers.buffers)
         if body is None:
             return
         if stream.over:

@@ -14,9 +14,10 @@ from gateway.backends.http import streamable
 from gateway.backends.http.detect import HttpOpener
 from gateway.backends.http.sse import SseSession
 from gateway.backends.http.streamable import StreamableSession
+from gateway.budget import Budget
 from gateway.calls import Era, Failure
 from gateway.eras.methods import Kind
-from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit
+from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendTooSlow, BackendUnfit, BuffersFull
 from tests.peers import http_peer
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, SseServer, open_peer, text
 from tests.support.http_sessions import call, open_session, outcome, start_call, text_of
@@ -153,7 +154,8 @@ async def test_cancelling_a_call_notifies_the_server() -> None:
         assert cancelled.params == {"requestId": sent.message["id"], "reason": "changed my mind"}
 
 
-async def test_an_oversized_event_costs_its_own_call_only() -> None:
+@pytest.mark.parametrize("bound", ["max_line_bytes", "max_buffered_bytes"])
+async def test_an_oversized_event_costs_its_own_call_only(bound: str) -> None:
     server = SseServer()
 
     async def answer(request: Request, reply: Reply) -> None:
@@ -162,13 +164,17 @@ async def test_an_oversized_event_costs_its_own_call_only() -> None:
         await server.say({"jsonrpc": "2.0", "id": request.message["id"], "result": text("x" * size)})
 
     server.on["tools/call"] = answer
-    fields = {"transport": "sse", "max_line_bytes": 10_000}
-    async with open_peer(server, path="/sse") as peer, open_session(peer.url, **fields) as session:
+    opener = HttpOpener(buffers=Budget(50_000)) if bound == "max_buffered_bytes" else None
+    fields = {"transport": "sse"} | ({"max_line_bytes": 10_000} if opener is None else {})
+    async with (
+        open_peer(server, path="/sse") as peer,
+        open_session(peer.url, opener=opener, **fields) as session,
+    ):
         pending_calls = [start_call(session, name) for name in ("small", "big", "small")]
         one, big, two = [await outcome(pending) for pending in pending_calls]
         assert text_of(one) == text_of(two) == "x"
-        assert isinstance(big, BackendProtocol)
-        assert "max_line_bytes" in big.reason
+        assert isinstance(big, BackendProtocol if opener is None else BuffersFull)
+        assert bound in big.reason
 
 
 async def test_a_refused_post_ends_its_call() -> None:

@@ -16,9 +16,10 @@ import trio
 from gateway import jsonrpc
 from gateway.backends.http.detect import HttpOpener
 from gateway.backends.http.recovery import Timing
+from gateway.budget import Budget
 from gateway.calls import Era, Failure, Notification
 from gateway.eras.methods import Kind
-from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable
+from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow, BackendUnavailable, BuffersFull
 from gateway.http_client.client import MAX_COOKIE_BYTES, MAX_COOKIES, MAX_REDIRECTS
 from gateway.http_client.errors import HttpRefused
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, open_peer, text, tool
@@ -445,6 +446,21 @@ async def test_an_invalid_answer_ends_its_call_clearly(answer: Any, kind: type, 
         assert says in found.reason
         server.on.clear()
         assert text_of(await call(session, "echo", {"text": "fine"})) == "fine"
+
+
+@pytest.mark.parametrize("answer", [huge, huge_chunked, huge_event])
+async def test_a_result_that_fits_no_buffer_ends_its_call_only(answer: Any) -> None:
+    server, buffers = LegacyServer(), Budget(50_000)
+    server.on["tools/call"] = answer
+    opener = HttpOpener(buffers=buffers)
+    async with open_peer(server) as peer, open_session(peer.url, opener=opener) as session:
+        assert isinstance(await call(session), BuffersFull)
+        server.on.clear()
+        assert text_of(await call(session, "echo", {"text": "fine"})) == "fine"
+        buffers.most = 200_000
+        server.on["tools/call"] = huge_event
+        assert text_of(await call(session)) == "x" * 100_000
+    assert buffers.used == 0
 
 
 @pytest.mark.parametrize(

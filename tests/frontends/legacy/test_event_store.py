@@ -21,7 +21,7 @@ LOST = b'{"lost":true}'
 
 
 def store(most: int = event_store.MAX_BYTES) -> EventStore:
-    return EventStore(Budget(most))
+    return EventStore(Budget(most), Budget(2**30))
 
 
 def messages(log: event_store.Log, after: int = 0) -> list[bytes]:
@@ -151,9 +151,11 @@ def test_bytes_per_session_are_bounded() -> None:
     assert [len(messages(log)) for log in logs] == [0, 0, 1, 1, 1, 1]
 
 
-def test_bytes_of_all_sessions_are_bounded() -> None:
-    budget = Budget(100)
-    one, other = EventStore(budget), EventStore(budget)
+@pytest.mark.parametrize("bound", ["events", "all buffers"])
+def test_bytes_of_all_sessions_are_bounded(bound: str) -> None:
+    budget, larger = Budget(100), Budget(1_000)
+    budgets = (budget, larger) if bound == "events" else (larger, budget)
+    one, other = EventStore(*budgets), EventStore(*budgets)
     ended, running = one.open(), one.open()
     one.end(ended, b"x" * 40, LOST, now=0)
     one.add(running, b"y" * 40)
@@ -167,7 +169,7 @@ def test_bytes_of_all_sessions_are_bounded() -> None:
     assert budget.used <= 100
     one.clear()
     other.clear()
-    assert budget.used == 0
+    assert budget.used == larger.used == 0
 
 
 def test_a_dropped_stream_keeps_nothing() -> None:

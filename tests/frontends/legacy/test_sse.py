@@ -270,7 +270,7 @@ async def test_calls_end_with_their_stream_whatever_comes_meanwhile(
             client.begin(2)
         await settle()
         assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-        assert len(frontend) == harness.answers.router.under_way == harness.answers.unsent.used == 0
+        assert len(frontend) == harness.answers.router.under_way == harness.answers.buffers.used == 0
 
 
 class LateBody(FakeExchange):
@@ -371,7 +371,7 @@ async def test_a_stalled_client_is_dropped_with_a_reason(
         else:
             assert f"{MAX_WAITING_MESSAGES} messages" in caplog.text
         assert waiting.status == 404
-        assert client.harness.answers.unsent.used == 0
+        assert client.harness.answers.buffers.used == 0
         assert (await client.call("later")).status == 404
 
 
@@ -390,7 +390,7 @@ async def test_a_late_reader_gets_everything_in_order(autojump_clock: MockClock)
 async def test_ten_thousand_calls_of_a_stalled_client(mock_clock: MockClock) -> None:
     count, burst, size = 10_000, 50, 2_000
     async with open_client() as client:
-        unsent, session = client.harness.answers.unsent, client.harness.fake.session
+        unsent, session = client.harness.answers.buffers, client.harness.fake.session
         text = {"content": [{"type": "text", "text": "x" * size}]}
         outcome = Complete(json.dumps(text).encode(), Era.LEGACY)
         stalled = client.stream.reading = trio.Event()
@@ -427,8 +427,8 @@ async def test_clients_that_do_not_read_share_a_bound(autojump_clock: MockClock)
             for client in clients:
                 if (await client.call(len(client.messages))).status == 202:
                     await harness.answer({"content": [{"type": "text", "text": "x" * size}]})
-                assert harness.answers.unsent.used <= most
-        assert most - 3 * size < harness.answers.unsent.used
+                assert harness.answers.buffers.used <= most
+        assert most - 3 * size < harness.answers.buffers.used
         assert len(frontend) < streams / 2
         assert not reader.stream.ended
         await reader.call(100)
@@ -454,7 +454,7 @@ async def test_an_exception_in_a_sink_ends_its_stream(
         assert client.withdrawn == ["x"]
         await client.harness.answer()
         assert other.messages[-1]["id"] == 3
-        assert client.harness.answers.router.under_way == client.harness.answers.unsent.used == 0
+        assert client.harness.answers.router.under_way == client.harness.answers.buffers.used == 0
 
 
 async def test_a_message_larger_than_the_buffer_goes_through(autojump_clock: MockClock) -> None:
