@@ -16,6 +16,8 @@ import logging
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
+import trio
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -31,11 +33,13 @@ log = logging.getLogger("gateway.budget")
 class Budget:
     """Bytes that all holders may keep together: now `used`, at most `most`."""
 
-    __slots__ = ("_shares", "most", "used")
+    __slots__ = ("_shares", "conversion", "most", "used")
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.used = 0
+        self.conversion = trio.CapacityLimiter(1)
+        """Held while a large message is handled: one at a time, with checkpoints between the steps."""
         self._shares: dict[Share, None] = {}  # those with any bytes, in the order of their first
 
     @property

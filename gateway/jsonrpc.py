@@ -42,6 +42,11 @@ CR: Final = 0x0D
 """As numbers: looking for a byte in bytes takes a tenth of the time that way."""
 EDGE_BYTES: Final = 65_536
 """Bytes of each end of an undecodable message that are searched for its id."""
+LARGE_BYTES: Final = 2**23
+"""Bytes from which a message is handled in several steps; one of 80 MB in a single step would delay all others by
+0.2 s and more."""
+MAX_JUMPS: Final = 4_096
+"""Occurrences of a single byte at which `contains` looks, in 1 ms."""
 
 UNREADABLE: Final = "(unreadable)"
 """Replaces the keys of an unreadable object, so that decisions on them can only be refusals."""
@@ -381,6 +386,25 @@ def raw(value: object) -> msgspec.Raw:
     return msgspec.Raw(encode(value))
 
 
+def contains(data: bytes, needle: bytes) -> bool:
+    """Return whether a JSON text contains `needle`, which has a quote or begins with a backslash.
+
+    A large value is mostly one string, with few such characters, and a single byte is found ten times as fast.
+    """
+    if len(data) < LARGE_BYTES:
+        return needle in data
+    ahead = max(needle.find(b'"'), 0)
+    at, mark = 0, needle[ahead]
+    for _ in range(MAX_JUMPS):
+        at = data.find(mark, at)
+        if at < 0:
+            return False
+        if at >= ahead and data.startswith(needle, at - ahead):
+            return True
+        at += 1
+    return data.find(needle, max(at - ahead, 0)) >= 0
+
+
 def one_line(span: msgspec.Raw | bytes) -> bytes:
     """Return the same JSON without CR and LF, which occur only between tokens.
 
@@ -409,8 +433,13 @@ def notification(method: str, params: bytes | None = None) -> bytes:
 
 def response(request_id: Id, result: bytes) -> bytes:
     """Encode a result response; `result` is an encoded value, inserted unchanged."""
+    return response_of(request_id, one_line(result))
+
+
+def response_of(request_id: Id, *spans: bytes | memoryview) -> bytes:
+    """Encode a result response; the spans together are an encoded value in one line."""
     encoded_id = b"%d" % request_id if isinstance(request_id, int) else encode(request_id)
-    return b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encoded_id, one_line(result))
+    return b"".join((b'{"jsonrpc":"2.0","id":', encoded_id, b',"result":', *spans, b"}"))  # faster than `%` if large
 
 
 def error_response(request_id: Id | None, code: int, message: str, data: bytes | None = None) -> bytes:

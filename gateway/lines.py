@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from gateway.budget import SMALL_BYTES
-from gateway.jsonrpc import EDGE_BYTES, LF
+from gateway.jsonrpc import EDGE_BYTES, LARGE_BYTES, LF
 from gateway.surrogates import BOM
 
 if TYPE_CHECKING:
@@ -78,16 +78,29 @@ class LineSplitter:
         if self._head is not None:
             lines.append(OversizedLine(self._head, self._tail, self._size, self._unbuffered))
             self._head, self._tail = None, b""
-        elif (line := self._pop_held()) not in _EMPTY:
+        elif len(line := self._pop_held()) > LONGEST_EMPTY or line not in _EMPTY:
             lines.append(line)
         self._size = 0
         for line in middle:
             if len(line) > self._max:
                 lines.append(OversizedLine(line[:EDGE_BYTES], line[-EDGE_BYTES:], len(line)))
-            elif line not in _EMPTY:
+            elif len(line) > LONGEST_EMPTY or line not in _EMPTY:
                 lines.append(line)
         self._hold(last)
         return lines
+
+    def take_large(self, data: bytes) -> tuple[list[bytes], bytes] | None:
+        """Return the parts of a large line that these bytes complete, and the bytes after it; None without one.
+
+        The line counts until `release`.
+        """
+        if self._size < LARGE_BYTES or self._head is not None or self._front or LF not in data:
+            return None
+        last, _, rest = data.partition(b"\n")
+        if self._size + len(last) > self._max:
+            return None
+        parts, self._parts, self._size = [*self._parts, last], [], 0
+        return parts, rest
 
     @property
     def unfinished(self) -> int:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.budget import SMALL_BYTES, Budget, Intake
-from gateway.jsonrpc import EDGE_BYTES
+from gateway.jsonrpc import EDGE_BYTES, LARGE_BYTES
 from gateway.lines import BufferedWriter, LineSplitter, OversizedLine, read_some
 
 if TYPE_CHECKING:
@@ -103,6 +103,22 @@ def test_a_line_that_fits_no_buffer_is_skipped() -> None:
     assert budget.used == 3 * SMALL_BYTES
     splitter.release()
     assert budget.used == 0
+
+
+def test_a_large_line_is_taken_in_parts() -> None:
+    budget = Budget(4 * LARGE_BYTES)
+    splitter = LineSplitter(2 * LARGE_BYTES, intake=Intake(budget, evict=True))
+    part = b"x" * (LARGE_BYTES // 2)
+    splitter.feed(b"small\n" + part)
+    assert splitter.take_large(b"\n") is None
+    splitter.feed(part)
+    assert splitter.take_large(part) is None
+    assert splitter.take_large(b"y" * (LARGE_BYTES + 1) + b"\n") is None  # too long: `feed` skips it
+    assert splitter.take_large(b"y\nnext\nz") == ([part, part, b"y"], b"next\nz")
+    assert (splitter.unfinished, budget.used) == (0, LARGE_BYTES)
+    splitter.release()
+    assert budget.used == 0
+    assert splitter.feed(b"next\nz") == [b"next"]
 
 
 # -- Outbox ------------------------------------------------------------------------------------------------------------

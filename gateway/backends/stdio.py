@@ -24,6 +24,7 @@ from gateway.backends.session.session_state import SessionReconciler
 from gateway.backends.stderr import SHOWN, StderrLog, StrayLines
 from gateway.budget import Intake
 from gateway.errors import BackendExited, BackendProtocol, BackendTooSlow
+from gateway.jsonrpc import LARGE_BYTES
 from gateway.lines import BufferedWriter, LineSplitter, OversizedLine, read_some
 from gateway.processes.child import Child, ChildCommand, open_child
 from gateway.processes.spawn import search_path
@@ -88,6 +89,7 @@ class StdioSession:
         self._outbox = BufferedWriter(child.stdin)
         self._stderr = StderrLog(config.name, on_line=listener.wrote_stderr)
         self._stray = StrayLines()
+        self._buffers = buffers
         self._splitter = LineSplitter(config.max_line_bytes, intake=Intake(buffers, evict=True))
         self._conversation = Conversation(
             config.name, post=self._post, listener=listener, hop=hop, reply=self._reply, stray=self._stray
@@ -220,6 +222,9 @@ class StdioSession:
         splitter, stdout = self._splitter, self._child.stdout
         try:
             while data := await read_some(stdout):
+                if splitter.unfinished >= LARGE_BYTES and (large := splitter.take_large(data)) is not None:
+                    parts, data = large
+                    await self._handle_large(parts)
                 for line in splitter.feed(data):
                     self._handle_line(line)
         except trio.BrokenResourceError:
@@ -243,6 +248,16 @@ class StdioSession:
             except UnicodeDecodeError:
                 log.debug("backend %r wrote a line that is not %s", self._config.name, self._config.encoding)
         self._conversation.feed(line)
+
+    async def _handle_large(self, parts: list[bytes]) -> None:
+        async with self._buffers.conversion:
+            line = await trio.to_thread.run_sync(b"".join, parts)  # without the interpreter's lock
+            parts.clear()
+            if self._transcode or self._config.encoding_error_handler != "strict":
+                self._handle_line(line)
+            else:
+                await self._conversation.feed_large(line)
+        self._splitter.release()
 
     async def _watch_exit(self) -> None:
         await self._child.wait()

@@ -72,7 +72,7 @@ def _token(backend: str) -> str:
 
 def may_link(result: bytes) -> bool:
     """Return whether a result may contain a URI: cheap, to avoid decoding most results."""
-    return b'"uri"' in result or b'esourceUri"' in result
+    return jsonrpc.contains(result, b'"uri"') or jsonrpc.contains(result, b'esourceUri"')
 
 
 def change_result(method: str, result: bytes, change: Change) -> bytes:

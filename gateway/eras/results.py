@@ -69,13 +69,20 @@ def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEG
 
 def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, method: str = "") -> bytes:
     """Convert a result for a modern client: set `resultType`, name the gateway in `_meta`."""
+    return b"".join(spans_for_modern(outcome, server_info, method=method))
+
+
+def spans_for_modern(
+    outcome: Complete | InputRequired, server_info: msgspec.Raw, *, method: str = ""
+) -> tuple[bytes | memoryview, ...]:
+    """Return `for_modern` in spans without line breaks: a large result need not be copied once more."""
     if isinstance(outcome, Complete) and method not in CACHEABLE and _is_plain(outcome.result):
         info = b',"_meta":{"%b":%b}}' % (_SERVER_INFO, server_info)
-        return b'{"resultType":"complete",%b%b' % (memoryview(outcome.result)[1:-1], info)
+        return b'{"resultType":"complete",', memoryview(jsonrpc.one_line(outcome.result))[1:-1], info
     try:
         members = jsonrpc.decode_object(outcome.result)
     except ValueError:
-        return outcome.result
+        return (jsonrpc.one_line(outcome.result),)
     if isinstance(outcome, Complete):
         if "resultType" not in members:
             members = {"resultType": _COMPLETE, **members}
@@ -90,7 +97,7 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
         own[meta.BACKEND_INFO] = theirs
     own[meta.SERVER_INFO] = server_info
     members["_meta"] = jsonrpc.raw(own)
-    return jsonrpc.encode(members)
+    return (jsonrpc.one_line(jsonrpc.encode(members)),)
 
 
 def _is_plain(result: bytes) -> bool:
@@ -102,9 +109,9 @@ def _is_plain(result: bytes) -> bool:
     return (
         result.startswith(b'{"')
         and result.endswith(b"}")
-        and result.find(b'"_meta"') < 0
-        and result.find(b'"resultType"') < 0
-        and result.find(b"\\u") < 0
+        and not jsonrpc.contains(result, b'"_meta"')
+        and not jsonrpc.contains(result, b'"resultType"')
+        and not jsonrpc.contains(result, b"\\u")
     )
 
 

@@ -354,7 +354,8 @@ class RequestHandler:
             if call.caller.era is Era.LEGACY:
                 result = results.for_legacy(outcome, method=call.method, version=call.caller.version)
             else:
-                result = results.for_modern(outcome, self.server_info, method=call.method)
+                spans = results.spans_for_modern(outcome, self.server_info, method=call.method)
+                return jsonrpc.response_of(request_id, *spans), None
             return jsonrpc.response(request_id, result), None
         try:
             return self._encode_other(call, request_id, outcome)

@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
+import trio
+
 from gateway.http_client.errors import MAX_TEXT, BodyTooLong, Undecodable
+from gateway.jsonrpc import LARGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -185,6 +188,8 @@ async def read_body(response: Response, most: int, intake: Intake | None = None)
 
     if not await read_pieces(response, take):
         raise Undecodable("answered with a compressed body that ends too early")
+    if size >= LARGE_BYTES:
+        return await trio.to_thread.run_sync(b"".join, parts)  # without the interpreter's lock
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

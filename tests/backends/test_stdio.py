@@ -25,7 +25,7 @@ from gateway.errors import BackendError, BackendExited, BackendProtocol, Backend
 from gateway.jsonrpc import raw
 from gateway.processes.guard import open_guard
 from gateway.processes.spawn import search_path
-from tests.support.http_sessions import HOP, Received, first, outcome, start_call
+from tests.support.http_sessions import HOP, Received, first, outcome, start_call, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
@@ -226,6 +226,29 @@ async def test_an_answer_in_transit_survives_closed_stdin() -> None:
 
     script = CLOSES_STDIN.replace("os.close(0)", "call = next(messages()); os.close(0)")
     await end_of(script.replace("time.sleep", 'send(id=call["id"], result={"content": []}); time.sleep'), use)
+
+
+@pytest.mark.parametrize("kind", ["result", "invalid", "notification"])
+async def test_a_large_message_is_handled_like_a_small_one(kind: str) -> None:
+    script = """
+for message in messages():
+    if message.get("method") == "tools/call":
+        text = "x" * (9 << 20)
+        if message["params"]["name"] != "result":
+            write('{"jsonrpc":"2.0","method":"notifications/none","params":{"a":"%s"}%s}\\n' % (
+                text, "," if message["params"]["name"] == "invalid" else ""))
+            text = "small"
+        send(id=message["id"], result={"content": [{"type": "text", "text": text}]})
+    else:
+        answer(message)
+"""
+    buffers = Budget(2**30)
+    with trio.fail_after(4 * WITHIN):
+        async with open_child(script, buffers=buffers) as session:
+            calls = [start_call(session, kind) for _ in range(2)]
+            for pending in calls:
+                assert text_of(await outcome(pending)) == ("x" * (9 << 20) if kind == "result" else "small")
+    assert buffers.used == 0
 
 
 async def test_a_result_that_fits_no_buffer_ends_its_call_only() -> None:

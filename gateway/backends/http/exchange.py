@@ -21,6 +21,7 @@ from gateway.eras.errors import HEADER_MISMATCH, with_retry_hint
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable, BuffersFull
 from gateway.http_client.body import media_type, read_body, read_pieces, retry_after
 from gateway.http_client.errors import BodyTooLong, HttpRefused
+from gateway.jsonrpc import LARGE_BYTES
 from gateway.lines import OversizedLine
 from gateway.proxies import via
 
@@ -161,7 +162,11 @@ class HttpRequest:
             raise (BuffersFull(link.config.name) if exc.unbuffered else self._too_long()) from None
         self._note_session(response, era)
         conversation = link.conversation
-        conversation.feed(data, self._pending)
+        if len(data) < LARGE_BYTES:
+            conversation.feed(data, self._pending)
+        else:
+            async with link.buffers.conversion:
+                await conversation.feed_large(data, self._pending)
         if not conversation.waits_for(self.request_id):
             return
         # The message was not the response, unless it is an error without an id.

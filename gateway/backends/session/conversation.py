@@ -281,6 +281,20 @@ class Conversation:
         else:
             self._handle_message(data, pending)
 
+    async def feed_large(self, data: bytes, pending: PendingCall | None = None) -> None:
+        """Handle a large message as `feed` does, in several steps, between which other tasks run."""
+        try:
+            message = jsonrpc.decode(data)
+        except jsonrpc.Malformed:
+            message = None
+        await trio.lowlevel.checkpoint()
+        if message is None or message.method is not msgspec.UNSET or message.result is jsonrpc.ABSENT:
+            self.feed(data, pending)
+            return
+        outcome = self.outcome_of(message)
+        await trio.lowlevel.checkpoint()
+        self._handle_response(message, outcome)
+
     def _handle_message(self, data: bytes, pending: PendingCall | None) -> None:
         try:
             message = jsonrpc.decode(data)
@@ -415,7 +429,8 @@ class Conversation:
             return True
         return False
 
-    def _handle_response(self, message: jsonrpc.Message) -> None:
+    def _handle_response(self, message: jsonrpc.Message, outcome: Outcome | None = None) -> None:
+        """Finish the request of a response; `outcome` is the one of the response, if it has been read already."""
         request_id = message.id
         if request_id is msgspec.UNSET or request_id is None:
             if message.error is jsonrpc.ABSENT:
@@ -435,7 +450,7 @@ class Conversation:
         if may_be_task and self.tasks.adopt(number, pending, message.result):
             self._calls.pop(number, None)
             return
-        if not self.finish(number, self.outcome_of(message)):
+        if not self.finish(number, self.outcome_of(message) if outcome is None else outcome):
             self._withdrawn.pop(number, None)
             self.unmatched += 1
             log.debug("backend %r answered an unknown id: %r", self.backend, request_id)
