@@ -87,7 +87,7 @@ class Budget:
 
 
 class Intake:
-    """The bytes of a message that is arriving. The last `SMALL_BYTES` of them are not counted."""
+    """The bytes of an arriving message, without the last `SMALL_BYTES`."""
 
     __slots__ = ("_budget", "_counted", "_evict")
 
@@ -98,7 +98,7 @@ class Intake:
         self._counted = 0
 
     def fits(self, size: int) -> bool:
-        """Count a message of which this many bytes have arrived; return False if they must not be kept."""
+        """Count an arriving message's bytes; return False if they must not be kept."""
         grown = size - self._counted
         if grown < 0:
             self._budget.used += grown

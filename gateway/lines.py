@@ -33,7 +33,7 @@ DEFAULT_LIMIT_BYTES: Final = 1_048_576
 
 
 class OversizedLine(msgspec.Struct, frozen=True):
-    """A skipped line over the limit, or `unbuffered`; its two ends are kept, to find the id."""
+    """A skipped line: over the limit, or `unbuffered`. Its ends are kept for its id."""
 
     head: bytes
     tail: bytes
@@ -90,7 +90,7 @@ class LineSplitter:
         return lines
 
     def take_large(self, data: bytes) -> tuple[list[bytes], bytes] | None:
-        """Return the parts of a large line that these bytes complete, and the bytes after it; None without one.
+        """Return the parts of a large line that these bytes complete, and the rest.
 
         The line counts until `release`.
         """

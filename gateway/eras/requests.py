@@ -240,6 +240,11 @@ class Hop(msgspec.Struct, frozen=True, kw_only=True):
     tracing: BackendTracing | None = None
     """Begins the spans of requests to the backend; None unless tracing is configured."""
 
+    @property
+    def modern_version(self) -> str:
+        """The version that each request names; empty in the legacy era."""
+        return self.version if self.era is Era.MODERN else ""
+
 
 def backend_params(
     call: Call,

@@ -75,7 +75,7 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
 def spans_for_modern(
     outcome: Complete | InputRequired, server_info: msgspec.Raw, *, method: str = ""
 ) -> tuple[bytes | memoryview, ...]:
-    """Return `for_modern` in spans without line breaks: a large result need not be copied once more."""
+    """Return `for_modern` in spans without line breaks, to save a copy of large results."""
     if isinstance(outcome, Complete) and method not in CACHEABLE and _is_plain(outcome.result):
         info = b',"_meta":{"%b":%b}}' % (_SERVER_INFO, server_info)
         return b'{"resultType":"complete",', memoryview(jsonrpc.one_line(outcome.result))[1:-1], info
@@ -106,6 +106,14 @@ def _is_plain(result: bytes) -> bool:
     That takes a non-empty object that has neither. If one of the names is nested deeper, or may be spelled with
     escapes, the answer is False, and the result is read.
     """
+    if len(result) < jsonrpc.LARGE_BYTES:  # nearly always
+        return (
+            result.startswith(b'{"')
+            and result.endswith(b"}")
+            and result.find(b'"_meta"') < 0
+            and result.find(b'"resultType"') < 0
+            and result.find(b"\\u") < 0
+        )
     return (
         result.startswith(b'{"')
         and result.endswith(b"}")

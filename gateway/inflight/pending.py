@@ -168,20 +168,15 @@ class PendingCall:
         """
         self.number = next(_numbers)
         self.state = CallState.QUEUED
-        self.call = call
-        self.backend = backend
-        self.own_name = own_name
+        self.call, self.backend, self.own_name = call, backend, own_name
         self.opened_at = now = trio.current_time()
-        self.timeout = timeout
-        self.deadline = now + timeout
+        self.timeout, self.deadline = timeout, now + timeout
         self.ended_at = math.inf
         self._latest = None if max_time is None else now + max(max_time, timeout)
         self.outcome: Outcome | None = None
         self.counted = counted
-        self.dropped = 0
         self.as_task = as_task
-        self.request_id = 0
-        self.task_id = ""
+        self.request_id, self.task_id = 0, ""
         self.was_resent = False
         self._owner: CallOwner | None = None
         self._carrier: CallCarrier | None = None
@@ -189,10 +184,9 @@ class PendingCall:
         self._sink = sink
         self._patient_until = now + patience
         self._events: deque[Event] | None = None
-        self._notices = self._notice_bytes = 0
+        self._notices = self._notice_bytes = self.dropped = 0
         self._buffers = buffers
-        self.held = 0
-        """Bytes counted in the buffers: large params, queued notifications, a large outcome that waits for its task."""
+        self.held = 0  # bytes in the buffers: large params, queued notifications, a waiting outcome
         self._asks: list[ServerRequest] = []
         self._event: trio.Event | None = None
         self._deadlines = deadlines
@@ -260,7 +254,7 @@ class PendingCall:
     # Bytes kept in memory.
 
     def hold(self, count: int) -> bool:
-        """Count bytes of the call; return whether they fit. `Router` frees what is left in the end."""
+        """Count bytes of the call, freed by `Router` in the end; return whether they fit."""
         if self._buffers is not None and not self._buffers.hold(count):
             return False
         self.held += count
@@ -280,7 +274,7 @@ class PendingCall:
     # The client's side: events before the outcome.
 
     def notify(self, notification: Notification) -> None:
-        """Queue a notification; drop it after the end, the oldest of too many, and any that does not fit."""
+        """Queue a notification; drop late ones, the oldest of too many, and misfits."""
         if self.over:
             return
         size = _size(notification)

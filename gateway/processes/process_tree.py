@@ -1,4 +1,4 @@
-"""The descendants of a child, read from `/proc` or `ps`, the processes that the gateway may kill.
+"""The descendants of a child, from `/proc` or `ps`: what the gateway may kill.
 
 Synchronous, standard library only and nothing heavy: the sentinel loads this file by path. A process belongs to a
 child's tree when any evidence says so: it was seen there before (pid *and* start time), its session or its chain of
@@ -191,7 +191,7 @@ class ProcessScan:  # ruff: ignore[class-as-data-structure] - see Row
 
 
 def parse_ps(output: bytes) -> ProcessScan:
-    """Parse what `PS` prints; sessions are read from the system, since `ps` of macOS prints addresses.
+    """Parse what `PS` prints; read sessions from the system, since macOS prints addresses.
 
     Lines without a start time are skipped: those of processes that are about to exit have none.
 

@@ -46,7 +46,9 @@ def test_an_unknown_line_is_skipped(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "output", ["", "1 0 1 S Mon Mar  2 09:05:07 2026 init\n", f"{ME} 0 1 S lun. mars 2 9:05 2026 x\n"]
+    "output",
+    ["", "1 0 1 S Mon Mar  2 09:05:07 2026 init\n", f"{ME} 0 1 S lun. mars 2 9:05 2026 x\n"],
+    ids=["empty", "others", "another date"],
 )
 def test_a_list_without_this_process_fails(output: str) -> None:
     with pytest.raises(OSError, match="ps printed"):

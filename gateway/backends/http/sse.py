@@ -119,7 +119,7 @@ class SseSession(HttpSession):
         generation, stream = recovery.generation, self._stream
         headers = self._headers
         if pending is not None and pending.call.trace is not None:
-            headers = httpx2.Headers([*headers.raw, *pending.call.trace.headers])
+            headers = [*headers, *pending.call.trace.headers]
         async with self.http.exchange("POST", headers, body, url=stream.endpoint, pending=pending) as response:
             if response.status_code < _REDIRECT:
                 await skip_body(response)

@@ -111,7 +111,7 @@ class StreamableSession(HttpSession):
         headers = self._headers.post(self.conversation.hop, method, pending)
         if pending is None or pending.call.trace is None:
             return headers
-        return [*(headers if isinstance(headers, list) else headers.raw), *pending.call.trace.headers]
+        return [*headers, *pending.call.trace.headers]
 
     def stream_headers(self, last_id: bytes) -> HeaderList:
         """Return the headers of a legacy GET."""

@@ -134,19 +134,15 @@ class Conversation:
         return own | self._calls.keys()
 
     def encode_call(self, pending: PendingCall) -> bytes:
-        """Encode a call as one line, under a new id (then `last_id`).
-
-        The caller must post it.
-        """
+        """Encode a call as one line, under a new id (then `last_id`), to be posted."""
         request_id = self._last_id = self._last_id + 1
         call = pending.call
         # The id is also the progress token: both must be unique among this sender's active requests.
         token = request_id if call.progress_token is not None else None
         as_task = pending.as_task or (self.hop.era is Era.MODERN and self.tasks.needs_task(pending))
-        hop, keys = self.hop, None
+        keys, hop = None, self.hop
         if hop.tracing is not None:
-            version = hop.version if hop.era is Era.MODERN else ""
-            keys = hop.tracing.begin_call(call, pending.own_name, request_id, era=hop.era, version=version)
+            keys = hop.tracing.begin_call(call, pending.own_name, request_id, era=hop.era, version=hop.modern_version)
         params = requests.backend_params(call, pending.own_name, token, hop, as_task=as_task, trace_keys=keys)
         self._calls[request_id] = pending
         pending.sent(self, request_id, as_task=as_task)
@@ -204,9 +200,8 @@ class Conversation:
         if self.hop.gateways and (method in OPENING or (own and method in LISTED_KIND)):
             members["_meta"] = own = {**own, meta.GATEWAYS: self.hop.gateways}
         if self.hop.tracing is not None and method != LISTEN:
-            version = self.hop.version if self.hop.era is Era.MODERN else ""
-            call = None if pending is None else pending.call
-            waiter.trace = self.hop.tracing.begin(method, request_id, version=version, call=call)
+            call = pending and pending.call
+            waiter.trace = self.hop.tracing.begin(method, request_id, version=self.hop.modern_version, call=call)
             members["_meta"] = {**own, **waiter.trace.keys}
         line = jsonrpc.request(request_id, method, members) + b"\n"
         if self._closed is None:
@@ -330,16 +325,10 @@ class Conversation:
 
     def feed_overlong(self, line: OversizedLine, limit: int) -> None:
         """Handle a skipped message: fail its call, or all without an id."""
-        request_id = jsonrpc.recover_id(line.head)
-        if request_id is None:
-            request_id = jsonrpc.recover_id(line.tail)
-        problem = (
-            BuffersFull(self.backend)
-            if line.unbuffered
-            else BackendProtocol(
-                self.backend, f"sent a message of {line.size} bytes; the limit is {limit} (max_line_bytes)"
-            )
-        )
+        first = jsonrpc.recover_id(line.head)
+        request_id = jsonrpc.recover_id(line.tail) if first is None else first
+        text = f"sent a message of {line.size} bytes; the limit is {limit} (max_line_bytes)"
+        problem = BuffersFull(self.backend) if line.unbuffered else BackendProtocol(self.backend, text)
         self._warn("%s", problem)
         if request_id is not None:
             self.finish(request_id, problem)
@@ -372,8 +361,7 @@ class Conversation:
             self._handle_response(jsonrpc.decode(answer))
             return
         stray = self._stray
-        whole = None if stray is None else stray.join(data)
-        if stray is not None and whole is not None:
+        if stray is not None and (whole := stray.join(data)) is not None:
             with contextlib.suppress(jsonrpc.Malformed):
                 message = jsonrpc.decode(whole)
                 spread = BackendProtocol(self.backend, SPREAD)
@@ -390,12 +378,8 @@ class Conversation:
         if stray is not None:
             stray.note(data)
         shown = data[:MAX_LOGGED].decode(errors="replace")
-        self._warn(
-            "backend %r wrote %d bytes that are not an MCP message, skipped: %r",
-            self.backend,
-            len(data),
-            shown,
-        )
+        text = "backend %r wrote %d bytes that are not an MCP message, skipped: %r"
+        self._warn(text, self.backend, len(data), shown)
 
     def _warn(self, text: str, *args: object) -> None:
         """Log a fault of the backend, rate-limited: it may recur without end."""
@@ -426,11 +410,10 @@ class Conversation:
         waiter = self._waiters.get(request_id)
         if waiter is not None:
             waiter.finish(outcome)
-            return True
-        return False
+        return waiter is not None
 
     def _handle_response(self, message: jsonrpc.Message, outcome: Outcome | None = None) -> None:
-        """Finish the request of a response; `outcome` is the one of the response, if it has been read already."""
+        """Finish the request of a response; `outcome` is its outcome, if already known."""
         request_id = message.id
         if request_id is msgspec.UNSET or request_id is None:
             if message.error is jsonrpc.ABSENT:

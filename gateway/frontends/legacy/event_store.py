@@ -62,7 +62,7 @@ class EventStore:
     """The streams of one session."""
 
     def __init__(self, budget: Budget, buffers: Budget) -> None:
-        """Make a store; `budget` is for all stores together, `buffers` for everything that waits in memory."""
+        """Make a store; all stores share `budget`, all that waits in memory `buffers`."""
         self._budget = budget
         self._buffers = buffers
         self._tag = ""

@@ -14,6 +14,7 @@ from gateway.backends.http.recovery import RENEW_INTERVAL, TIMING, Recovery, Sta
 from gateway.backends.http.streamable import StreamableSession
 from gateway.backends.session.handshake import ServerIntroduction
 from gateway.backends.session.session_state import DesiredState
+from gateway.budget import Budget
 from gateway.calls import Complete, Era, Failure
 from gateway.errors import BackendError, BackendExited, BackendProtocol
 from gateway.http_client.client import open_http_client
@@ -461,7 +462,7 @@ async def test_a_late_era_probe_refusal_is_harmless(name: str) -> None:
 async def test_nothing_is_lost_before_the_handshake() -> None:
     config = make_config("http://127.0.0.1:9/mcp")
     async with open_http_client(config) as http:
-        session = StreamableSession(config, http, Received(), HOP, TIMING)
+        session = StreamableSession(config, http, Received(), HOP, TIMING, Budget(2**30))
         assert not session.is_stateful
         for era in Era:
             session.conversation.hop = msgspec.structs.replace(HOP, era=era)
