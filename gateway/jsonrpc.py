@@ -389,7 +389,8 @@ def raw(value: object) -> msgspec.Raw:
 def contains(data: bytes, needle: bytes) -> bool:
     """Return whether a JSON text contains `needle`.
 
-    It must have a quote or begin with a backslash. A large value is mostly one string, with few such characters, and a single byte is found ten times as fast.
+    It must have a quote or begin with a backslash. A large value is mostly one string, with few such characters, and a
+    single byte is found ten times as fast.
     """
     ahead = max(needle.find(b'"'), 0)
     at, mark = 0, needle[ahead]
