@@ -22,6 +22,7 @@ from gateway.admin.access import AdminAccess
 from gateway.admin.report import encode_report
 from gateway.backends.session.contracts import wait_any
 from gateway.calls import ANYBODY, NameChoice, at_endpoint
+from gateway.clock import AwakeClock
 from gateway.errors import ConfigError
 from gateway.frontends.http.listen_address import InsecureListen, ListenAddress
 from gateway.processes.guard import open_guard
@@ -358,7 +359,8 @@ def run(config: Config, options: Options, ready: Callable[[str], None]) -> bool:
     """Run `serve` in its own loop; ignore later stop signals, since the program exits."""
     try:
         with open_configured(os.environ) as tracing:  # which ends last: what the shutdown did is exported too
-            return trio.run(partial(serve, config, msgspec.structs.replace(options, tracing=tracing), ready))
+            serving = partial(serve, config, msgspec.structs.replace(options, tracing=tracing), ready)
+            return trio.run(serving, clock=AwakeClock())
     finally:
         for number in SIGNALS:  # at exit the interpreter restores the default, which kills, for all but ignored signals
             signal.signal(number, signal.SIG_IGN)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 import anyio
 import trio
 
+from gateway.clock import AwakeClock
 from gateway.embed.errors import Closed
 from gateway.embed.host import poster
 
@@ -196,7 +197,7 @@ class LoopThread:
 
     def _run(self) -> None:
         try:
-            trio.run(self._main)
+            trio.run(self._main, clock=AwakeClock())
         except BaseException:  # noqa: ASYNC103 - the thread's top level, so it would be lost otherwise
             log.critical("the gateway's loop has ended because of a bug", exc_info=True)
         with self._lock:
