@@ -24,7 +24,7 @@ from gateway.backends.session.contracts import wait_any
 from gateway.calls import ANYBODY, NameChoice, at_endpoint
 from gateway.clock import AwakeClock
 from gateway.errors import ConfigError
-from gateway.frontends.http.listen_address import InsecureListen, ListenAddress
+from gateway.frontends.http.listen_address import InsecureListen, ListenAddress, ListenError
 from gateway.processes.guard import open_guard
 from gateway.processes.spawn import raise_nofile_limit
 from gateway.reload.reloader import Reloader
@@ -118,6 +118,7 @@ class Gateway:
         self._source = options.source or ConfigSource(None, environ={}, given=config)
         self._reloader = Reloader(self._source, self.runtime.fleet, apply=self._apply, check=self._check)
         self._all_answered = True
+        self._bound: ListeningSocket | None = None
         self._urls: list[str] = []
         self._management: Management | None = None
         self._relays: RelayFrontend | None = None
@@ -152,6 +153,7 @@ class Gateway:
         absent |= dict.fromkeys(self._source.overlay.removed, "removed over the management API")
         for name, how in absent.items():
             log.info("server %r is %s", name, how, extra={"event": "server_absent", "backend": name})
+        self._bound = bound
         async with trio.open_nursery() as services:
             services.start_soon(self._handle_signals)
             clean = await self.runtime.run(start_frontends)
@@ -163,7 +165,15 @@ class Gateway:
         self.runtime.stop()
 
     def _check(self, config: Config) -> None:
-        """Refuse a config that would expose this gateway to a network without authentication. Raises ConfigError."""
+        """Refuse a config that would expose this gateway to a network without authentication. Raises ConfigError.
+
+        Also read the certificate again, which may have been renewed.
+        """
+        try:
+            if self._bound is not None:
+                self._bound.renew_certificate()
+        except ListenError as exc:
+            raise ConfigError([str(exc)]) from None
         if self._options.is_local or self._options.insecure:
             return
         try:

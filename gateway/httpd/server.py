@@ -44,6 +44,7 @@ from gateway.httpd.listening import is_listening
 from gateway.httpd.wire import TLSWire, Wire
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
     from hypercorn.config import Config, Sockets
@@ -70,6 +71,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     config: Config,
     *,
     sockets: Sockets | None = None,
+    tls: ssl.SSLContext | None = None,
     accept_until: Callable[[], Awaitable[None]] | None = None,
     shutdown_trigger: Callable[[], Awaitable[None]],
     limits: Limits | None = None,
@@ -79,13 +81,13 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
 ) -> None:
     """Serve `app` until `shutdown_trigger` returns, then end: idle connections immediately, busy ones within the grace.
 
-    New connections are accepted until `accept_until` returns, which comes first, or else until the trigger.
-    `task_status` is given the bound addresses ("http://127.0.0.1:8080") once they accept. `limits` bounds the open
-    connections, and the time in each of their states (`httpd.connection_limit`). `handle_nowait` is offered small
-    requests of HTTP/1.1 before the app is, without a task (`httpd.exchange`). `unsent` bounds the bytes waiting for
-    clients; it may be shared with other transports. OSError when an address cannot be bound. Requests still busy
-    `config.graceful_timeout` s after the trigger are cancelled and their connections reset; cancelling `serve_http`
-    does so immediately. The given sockets are closed too.
+    `tls` replaces the context that `config` describes. New connections are accepted until `accept_until` returns,
+    which comes first, or else until the trigger. `task_status` is given the bound addresses ("http://127.0.0.1:8080")
+    once they accept. `limits` bounds the open connections, and the time in each of their states
+    (`httpd.connection_limit`). `handle_nowait` is offered small requests of HTTP/1.1 before the app is, without a task
+    (`httpd.exchange`). `unsent` bounds the bytes waiting for clients; it may be shared with other transports. OSError
+    when an address cannot be bound. Requests still busy `config.graceful_timeout` s after the trigger are cancelled and
+    their connections reset; cancelling `serve_http` does so immediately. The given sockets are closed too.
     """
     if sockets is None:
         sockets = config.create_sockets()
@@ -94,7 +96,7 @@ async def serve_http(  # noqa: ASYNC114 - a task to be started, nothing to be op
     unsent = unsent or Budget(MAX_BUFFERED_BYTES)
     listeners: list[Listener] = []
     addresses: list[str] = []
-    context = config.create_ssl_context()
+    context = tls or config.create_ssl_context()
     for sock in (*sockets.secure_sockets, *sockets.insecure_sockets):
         if not is_listening(sock):  # or it would change the caller's backlog
             sock.listen(config.backlog)

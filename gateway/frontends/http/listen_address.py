@@ -22,6 +22,7 @@ from gateway.frontends.http.host_policy import is_loopback
 from gateway.httpd.listening import is_listening
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable, MutableMapping
 
     from hypercorn.config import Config as HypercornConfig
@@ -137,18 +138,17 @@ class ListenAddress(msgspec.Struct, frozen=True, kw_only=True):
             text = f"cannot listen on {self.host}:{self.port}: {reason}; {hint}"
             raise ListenError(text) from None
 
-    def set_tls(self, config: HypercornConfig) -> bool:
-        """Configure TLS if requested; return whether it is. Raises ListenError."""
+    def set_tls(self, config: HypercornConfig) -> ssl.SSLContext | None:
+        """Configure TLS if requested; return its context. Raises ListenError."""
         if self.tls_cert is None:
-            return False
+            return None
         config.certfile = str(self.tls_cert)
         config.keyfile = str(self.tls_key or self.tls_cert)
         try:
-            config.create_ssl_context()
+            return config.create_ssl_context()
         except OSError as exc:  # a superclass of TLS errors
             text = f"--tls-cert {self.tls_cert}, --tls-key {config.keyfile}: {exc.strerror or exc}"
             raise ListenError(text) from None
-        return True
 
 
 class ListeningSocket:
@@ -158,12 +158,31 @@ class ListeningSocket:
         self.binding = binding
         self.socket = sock
         self._mark = None if binding.uds is None or binding.inherited is not None else _mark(binding.uds)
+        self._tls: ssl.SSLContext | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def open_tls(self, config: HypercornConfig) -> ssl.SSLContext | None:
+        """Return the context for its connections, None without TLS. Raises ListenError."""
+        self._tls = self.binding.set_tls(config)
+        return self._tls
+
+    def renew_certificate(self) -> None:
+        """Read certificate and key again, for new connections.
+
+        Raises ListenError; the old ones are then kept.
+        """
+        if self._tls is None:
+            return
+        from hypercorn.config import Config as HypercornConfig
+
+        config = HypercornConfig()
+        self.binding.set_tls(config)  # a key that does not match would spoil the context in use
+        self._tls.load_cert_chain(config.certfile or "", config.keyfile)
 
     def urls(self, paths: Iterable[str]) -> list[str]:
         """The addresses to display, one for each path; for a Unix socket in nginx's form."""

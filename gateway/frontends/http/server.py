@@ -69,16 +69,17 @@ class HttpFrontend:
         config.accesslog = None
         config.errorlog = logging.getLogger("hypercorn.error")
         config.keep_alive_timeout = 75.0  # longer than the idle timeouts of usual reverse proxies (60 s)
-        secure = bound.binding.set_tls(config)
+        tls = bound.open_tls(config)
         async with trio.open_nursery() as services:
             await services.start(self._mcp.run)
             try:
                 async with trio.open_nursery() as server:
-                    sockets = Sockets([bound.socket], [], []) if secure else Sockets([], [bound.socket], [])
+                    sockets = Sockets([bound.socket], [], []) if tls else Sockets([], [bound.socket], [])
                     last_accept = self._closing if bound.binding.inherited is None else self._stopping
                     serve = partial(
                         serve_http,
                         sockets=sockets,
+                        tls=tls,
                         accept_until=last_accept.wait,
                         shutdown_trigger=self._closing.wait,
                         limits=self._limits(),

@@ -23,6 +23,8 @@ from tests.support.fakes import SOON
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from gateway.frontends.http.listen_address import ListeningSocket
+
 GUARDED = AccessSettings(keys=(AccessKey("a", "sha256:" + "0" * 64),))
 
 
@@ -36,13 +38,13 @@ def folder() -> Any:
 
 
 @asynccontextmanager
-async def serving(binding: ListenAddress) -> AsyncGenerator[list[str]]:
+async def serving(binding: ListenAddress, bound: ListeningSocket | None = None) -> AsyncGenerator[list[str]]:
     """A gateway of fakes that listens; yields its URLs."""
     harness = Harness(make_config(None), binding.policy_host, Paths(sse=None))
     with trio.fail_after(SOON):
         async with trio.open_nursery() as nursery:
             await nursery.start(harness.fleet.run)
-            urls: list[str] = await nursery.start(harness.frontend.run, binding.open())
+            urls: list[str] = await nursery.start(harness.frontend.run, bound or binding.open())
             yield urls  # ruff: ignore[fallible-context-manager]
             harness.closing.set()
             harness.fleet.stop()
@@ -112,6 +114,39 @@ async def test_tls(folder: Path) -> None:
         stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context, https_compatible=True)
         assert b'"ok"' in await ask(stream)
         await trio.aclose_forcefully(stream)
+
+
+async def test_a_renewed_certificate_serves_new_connections(folder: Path) -> None:
+    make_certificate(folder, "server", None)
+    old = ssl.create_default_context(cafile=folder / "server.pem")
+    bound = ListenAddress(port=0, tls_cert=folder / "server.pem", tls_key=folder / "server.key").open()
+    async with serving(bound.binding, bound):
+        port = bound.socket.getsockname()[1]
+
+        async def connect(context: ssl.SSLContext) -> trio.SSLStream[trio.SocketStream]:
+            stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context, https_compatible=True)
+            try:
+                await stream.do_handshake()
+            except trio.BrokenResourceError:
+                await trio.aclose_forcefully(stream)
+                raise
+            return stream
+
+        first = await connect(old)
+        kept = (folder / "server.pem").read_bytes(), (folder / "server.key").read_bytes()
+        make_certificate(folder, "server", None)
+        renewed = (folder / "server.key").read_bytes()
+        (folder / "server.key").write_bytes(kept[1])  # half of the files are written
+        with pytest.raises(ListenError, match="--tls-cert"):
+            bound.renew_certificate()
+        await trio.aclose_forcefully(await connect(old))
+        (folder / "server.key").write_bytes(renewed)
+        bound.renew_certificate()
+        await trio.aclose_forcefully(await connect(ssl.create_default_context(cafile=folder / "server.pem")))
+        with pytest.raises(trio.BrokenResourceError):
+            await connect(old)
+        assert b'"ok"' in await ask(first)
+        await trio.aclose_forcefully(first)
 
 
 async def test_the_backlog_stays_while_it_is_served() -> None:
