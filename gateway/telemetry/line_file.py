@@ -79,6 +79,7 @@ class LineFile:
 
     async def run(self) -> None:
         """Own the file until cancelled, then write the remaining lines within the write timeout."""
+        is_failing = False
         try:
             while True:
                 await self._some.wait()
@@ -87,9 +88,15 @@ class LineFile:
                 try:
                     await self._write()
                 except OSError as exc:
-                    log.error("cannot write to the audit file %s, will retry: %s", self.path, exc)
+                    if not is_failing:  # a disk may be full all night
+                        log.error("cannot write to the audit file %s, will retry: %s", self.path, exc)
+                    is_failing = True
                     await trio.sleep(self._retry_after)
                     self._some.set()
+                else:
+                    if is_failing:
+                        log.warning("the audit file %s can be written again", self.path)
+                    is_failing = False
         finally:
             try:
                 with trio.move_on_after(self._write_timeout, shield=True):
@@ -125,8 +132,14 @@ class LineFile:
             self._fd = None
         if self._fd is None:
             self._fd = open_private(self.path)
-        while batch:
-            batch = batch[os.write(self._fd, batch) :]
+        size, written = os.fstat(self._fd).st_size, 0
+        try:
+            while written < len(batch):
+                written += os.write(self._fd, batch[written:])
+        except OSError:  # the disk is full: all of it is written again later
+            if os.fstat(self._fd).st_size == size + written:  # no other program has added to it
+                os.ftruncate(self._fd, size)
+            raise
         if last:
             os.close(self._fd)
             self._fd = None

@@ -6,6 +6,7 @@ gets a bounded time to write the queued lines and is then abandoned.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -32,6 +33,8 @@ FLUSH_TIMEOUT: Final = 0.5
 """Seconds that the exit waits for a stalled reader of stderr."""
 MAX_FILE_BYTES: Final = 1024 * 1024
 """Size at which a log file is renamed to `.old`: some ten thousand lines, twice."""
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a full disk, which may have space again."""
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -53,6 +56,7 @@ class _StderrWriter(logging.Handler):
         self._flush_timeout = flush_timeout
         self._lines: deque[bytes] = deque(maxlen=max_queued)
         self._dropped = 0
+        self._was_full = False
         self._ready = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._write, name="log writer", daemon=True)
@@ -78,10 +82,11 @@ class _StderrWriter(logging.Handler):
             while self._lines:
                 lines: list[bytes] = []
                 if self._dropped:
-                    text = f"{self._dropped} log lines dropped: stderr was not read"
+                    why = "the disk was full" if self._was_full else "stderr was not read"
+                    text = f"{self._dropped} log lines dropped: {why}"
                     notification = logging.makeLogRecord({"name": "gateway.log", "levelname": "WARNING", "msg": text})
                     lines.append(self.format(notification).encode() + b"\n")
-                    self._dropped = 0
+                    self._dropped, self._was_full = 0, False
                 while self._lines and len(lines) < BATCH_LINES:
                     lines.append(self._lines.popleft())
                 if self._file is not None:
@@ -92,8 +97,13 @@ class _StderrWriter(logging.Handler):
                         batch = batch[os.write(self._fd, batch) :]
                     except BlockingIOError:  # a terminal's stderr is its stdin, which the stdio frontend unblocks
                         select.select([], [self._fd], [], self._flush_timeout)
-                    except OSError:
-                        return  # stderr has no reader, which must not cause a failure
+                    except OSError as exc:
+                        if exc.errno not in FULL:
+                            return  # stderr has no reader, which must not cause a failure
+                        self._was_full = True
+                        self._dropped += len(lines)
+                        self.dropped += len(lines)
+                        break
 
     def _rotate(self, file: str) -> None:
         """Rename the file if it is too large, and continue in another one.

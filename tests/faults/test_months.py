@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import ssl
+import sys
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from tests.support.gateway_process import echo_backend, open_gateway_process
+from tests.support.certificates import make_certificate
+from tests.support.fakes import SOON
+from tests.support.gateway_process import StdioClient, echo_backend, open_gateway_process, run_process
 
 if TYPE_CHECKING:
-    from tests.support.gateway_process import StdioClient
+    from collections.abc import Callable
+    from pathlib import Path
 
+SERVE = [sys.executable, "-m", "gateway", "serve", "--config"]
 STOPPED = 4.0
 """Seconds for which processes are stopped: longer than the limits that the test sets."""
 
@@ -49,3 +56,72 @@ async def test_answers_come_before_the_deadlines_of_a_stop() -> None:
         for name, pid in pids.items():
             assert await pid_of(client, name) == pid
         assert "did not answer a ping" not in gateway.stderr_text
+
+
+async def test_sighup_reads_a_renewed_certificate(tmp_path: Path) -> None:
+    make_certificate(tmp_path, "server", None)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"mcpServers": {}}))
+    files = ["--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key")]
+    command = [*SERVE, str(config), "--transport", "http", "--port", "0", *files]
+    async with run_process(command, env={"MCP_GATEWAY_STATE_DIR": str(tmp_path / "state")}) as gateway:
+        line = await gateway.wait_stderr("listening on https://", within=60)
+        port = int(line.rpartition(":")[2].partition("/")[0])
+        make_certificate(tmp_path, "server", None)
+        gateway.process.send_signal(signal.SIGHUP)
+        await gateway.wait_stderr("config reloaded (SIGHUP)")
+        context = ssl.create_default_context(cafile=tmp_path / "server.pem")
+        stream = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context)
+        await stream.do_handshake()
+        await trio.aclose_forcefully(stream)
+        assert await gateway.stop() == 0
+
+
+async def test_a_full_disk_costs_calls_nothing(tmp_path: Path) -> None:
+    """State, audit and log are on it; a limit of the file size stands for it, since it can be lifted again."""
+    config, log, audit = tmp_path / "config.json", tmp_path / "log", tmp_path / "audit.jsonl"
+    servers = {"b": {**echo_backend(), "restart": {"initial_delay": 0.05, "max_delay": 0.1}}}
+    config.write_text(json.dumps({"mcpServers": servers, "gateway": {"audit": {"file": str(audit)}}}))
+    state = {"MCP_GATEWAY_STATE_DIR": str(tmp_path / "state")}
+    command = ["sh", "-c", 'exec "$@" 2>"$0"', str(log), *SERVE, str(config), "--transport", "stdio"]
+    async with run_process([*command, "--log-level", "debug"], env=state) as gateway:
+        assert gateway.process.stdin is not None
+        assert gateway.process.stdout is not None
+        client = StdioClient(gateway.process.stdin, gateway.process.stdout)
+        await client.initialize()
+        calls = 0
+
+        async def call() -> None:
+            nonlocal calls
+            calls += 1
+            assert text(await client.call_tool("b.echo", {"text": str(calls)})) == str(calls)
+
+        await call()
+        await wait_for(lambda: audit.exists() and audit.read_bytes().count(b"\n") == 1)
+        catalogs = tmp_path / "state" / "catalogs"
+        await wait_for(lambda: len(list(catalogs.glob("b-*.json"))) == 1)
+        (catalog,) = catalogs.glob("b-*.json")
+        whole = catalog.read_bytes()
+        # Some bytes are left: a line of the audit is written in part.
+        resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (audit.stat().st_size + 20, resource.RLIM_INFINITY))
+        for _ in range(3):
+            await call()
+        assert "error" in await client.call_tool("b.crash")  # the next start writes to the state directory
+        await call()
+        await trio.sleep(0.3)  # until the audit has been written, in vain
+        assert catalog.read_bytes() == whole
+        assert list(catalogs.glob(".new-*")) == []
+        resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        await call()
+        await wait_for(lambda: audit.read_bytes().count(b"\n") == calls + 1)
+        await wait_for(lambda: b"log lines dropped: the disk was full" in log.read_bytes())
+        assert await gateway.stop() == 0
+    outcomes = [json.loads(line)["outcome"] for line in audit.read_bytes().splitlines()]
+    assert sorted(outcomes) == ["answered"] * calls + ["failed"]
+    assert b"can be written again" in log.read_bytes()
+
+
+async def wait_for(is_true: Callable[[], bool]) -> None:
+    with trio.fail_after(SOON):
+        while not is_true():  # ruff: ignore[async-busy-wait]
+            await trio.sleep(0.02)
