@@ -8,12 +8,14 @@ sent, so that no handler can have run.
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from gateway.budget import Budget, Share
+from gateway.clock import elapsed_time
 from gateway.errors import BackendExited, BackendProtocol, BackendUnavailable
 from gateway.http_client.errors import brief
 from gateway.http_client.response_parser import InvalidResponse, ResponseParser
@@ -33,6 +35,9 @@ KEEP_ALIVE: Final = 4.0
 request."""
 MAX_KEEP_ALIVE: Final = 60.0
 """Limit of what a server's `Keep-Alive` can make of it: middleboxes forget idle connections without a sign."""
+KEEPALIVE_IDLE: Final = 30
+"""Seconds until the kernel probes the peer of a silent connection, which may wait for hours on a stream."""
+KEEPALIVE_INTERVAL: Final = 10
 _TIMEOUT: Final = re.compile(r"(?:^|[\s,])timeout=(\d{1,9})", re.ASCII | re.IGNORECASE)
 
 
@@ -46,12 +51,14 @@ class _NotSent(Exception):
 class _Connection:
     """One connection."""
 
-    __slots__ = ("expires_at", "parser", "wire")
+    __slots__ = ("expires_asleep_at", "expires_at", "parser", "wire")
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
         self.parser = ResponseParser()
         self.expires_at = 0.0
+        self.expires_asleep_at = 0.0
+        """The same by a clock that runs while the machine sleeps: its peer is not asleep."""
 
     async def send(self, request: bytes) -> None:
         """Send a request and receive the head of its response.
@@ -124,6 +131,18 @@ class DirectResponse:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._pool.release(connection, self.headers.get("keep-alive"))
+
+
+def _detect_loss(sock: trio.socket.SocketType, timeout: float) -> None:
+    """Have the kernel end a connection whose peer, network or own address is gone.
+
+    That is when data has not been acknowledged for `timeout` seconds, or probes of a silent connection.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(timeout * 1000)))
 
 
 class ConnectionPool:
@@ -216,10 +235,11 @@ class ConnectionPool:
         return b"%b%bcontent-length: %d\r\n\r\n%b" % (start, fields, len(content), content)
 
     def _pop_idle(self) -> _Connection | None:
-        now = trio.current_time()
+        now, elapsed = trio.current_time(), elapsed_time()
         while self._idle:
             connection = self._idle.pop()
-            if connection.expires_at > now and not connection.wire.has_input:
+            is_fresh = connection.expires_at > now and connection.expires_asleep_at > elapsed
+            if is_fresh and not connection.wire.has_input:
                 return connection
             connection.wire.close()
         return None
@@ -235,6 +255,7 @@ class ConnectionPool:
                     stream = await trio.open_unix_socket(self._unix_socket)
                 else:
                     stream = await trio.open_tcp_stream(self._host, self._port or 0)
+                    _detect_loss(stream.socket, self._timeout)
                 share = Share(self._unsent, lambda: None)
                 if self._tls is None:
                     wire = Wire(stream, share, send_timeout=self._timeout)
@@ -261,6 +282,7 @@ class ConnectionPool:
         found = None if keep_alive is None else _TIMEOUT.search(keep_alive)
         seconds = KEEP_ALIVE if found is None else min(int(found[1]) - 1.0, MAX_KEEP_ALIVE)
         connection.expires_at = trio.current_time() + seconds
+        connection.expires_asleep_at = elapsed_time() + seconds
         self._idle.append(connection)
         self._has_idle.set()
 

@@ -7,9 +7,11 @@ import os
 import resource
 import signal
 import ssl
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 
 from tests.support.certificates import make_certificate
@@ -17,7 +19,7 @@ from tests.support.fakes import SOON
 from tests.support.gateway_process import StdioClient, echo_backend, open_gateway_process, run_process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SERVE = [sys.executable, "-m", "gateway", "serve", "--config"]
@@ -125,3 +127,71 @@ async def wait_for(is_true: Callable[[], bool]) -> None:
     with trio.fail_after(SOON):
         while not is_true():  # ruff: ignore[async-busy-wait]
             await trio.sleep(0.02)
+
+
+NEAR, MOVED, FAR = "10.213.77.1", "10.213.77.3", "10.213.77.2"
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=SOON)
+
+
+@pytest.fixture
+def network() -> Iterator[tuple[str, str]]:
+    """Two network namespaces with an interface `v` each, connected: the gateway's and the server's."""
+    near, far = f"near{os.getpid()}", f"far{os.getpid()}"
+    made: list[str] = []
+    try:
+        try:
+            for name in (near, far):
+                ip("netns", "add", name)
+                made.append(name)
+            ip("link", "add", "v", "netns", near, "type", "veth", "peer", "name", "v", "netns", far)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("no network namespaces here")
+        for name, address in ((near, NEAR), (far, FAR)):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", "v")
+            ip("-n", name, "link", "set", "v", "up")
+        yield near, far
+    finally:
+        for name in made:
+            ip("netns", "del", name)
+
+
+async def test_calls_survive_a_lost_and_a_changed_network(network: tuple[str, str], tmp_path: Path) -> None:
+    near, far = network
+    servers = tmp_path / "server.json"
+    servers.write_text(json.dumps({"mcpServers": {"b": echo_backend()}}))
+    listening = ["--transport", "http", "--host", FAR, "--port", "8000", "--insecure"]
+    remote = ["ip", "netns", "exec", far, *SERVE, str(servers), *listening]
+    config = tmp_path / "config.json"
+    restart = {"initial_delay": 0.05, "max_delay": 0.2}
+    entry = {"url": f"http://{FAR}:8000/mcp", "connect_timeout": 1, "call_timeout": 30, "restart": restart}
+    config.write_text(json.dumps({"mcpServers": {"r": entry}}))
+    local = ["ip", "netns", "exec", near, *SERVE, str(config), "--transport", "stdio"]
+    async with run_process(remote, env={"MCP_GATEWAY_STATE_DIR": str(tmp_path / "far")}) as server:
+        await server.wait_stderr("listening on http://", within=60)
+        async with run_process(local, env={"MCP_GATEWAY_STATE_DIR": str(tmp_path / "near")}) as gateway:
+            assert gateway.process.stdin is not None
+            assert gateway.process.stdout is not None
+            client = StdioClient(gateway.process.stdin, gateway.process.stdout)
+            await client.initialize()
+
+            async def succeeds() -> bool:
+                """Call; fail the test if the answer needs much longer than `connect_timeout`."""
+                return "result" in await client.call_tool("r.b.echo", {"text": "x"}, within=10)
+
+            assert await succeeds()
+            ip("-n", near, "link", "set", "v", "down")
+            assert not await succeeds()
+            ip("-n", near, "link", "set", "v", "up")
+            with trio.fail_after(SOON):
+                while not await succeeds():  # ruff: ignore[async-busy-wait]
+                    await trio.sleep(0.1)
+            ip("-n", near, "addr", "del", f"{NEAR}/24", "dev", "v")
+            ip("-n", near, "addr", "add", f"{MOVED}/24", "dev", "v")
+            with trio.fail_after(SOON):
+                while not await succeeds():  # ruff: ignore[async-busy-wait]
+                    await trio.sleep(0.1)
+            assert await gateway.stop() == 0
+        assert await server.stop() == 0

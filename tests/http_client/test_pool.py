@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from contextlib import asynccontextmanager
 from functools import partial
@@ -11,8 +12,10 @@ import pytest
 import trio
 import trio.testing
 
+from gateway.clock import elapsed_time
 from gateway.config import ServerConfig
 from gateway.errors import BackendError, BackendExited, BackendProtocol, BackendUnavailable
+from gateway.http_client import pool
 from gateway.http_client.body import read_body
 from gateway.http_client.client import SPARE_CONNECTIONS, open_http_client
 from tests.support.certificates import make_certificate
@@ -133,6 +136,41 @@ async def test_a_connection_is_reused_until_it_has_been_idle(field: str, seconds
         await server.wait(lambda: not server.open)
         await post(http)
         assert server.connections == 2
+
+
+async def test_a_connection_from_before_a_sleep_is_not_reused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's clock does not run while the machine sleeps, the other one does."""
+    async with open_raw_server() as server, client_of(server.url) as http:
+        await post(http)
+        monkeypatch.setattr(pool, "elapsed_time", lambda: elapsed_time() + 3_600)
+        await post(http)
+        assert server.connections == 2
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """A name server whose answer for every name is `url`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def getaddrinfo(self, host: Any, port: Any, family: int = 0, *_: Any, **__: Any) -> list[Any]:
+        host, _, port = self.url.split("/")[2].partition(":")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, int(port)))]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+async def test_each_connection_looks_its_host_up() -> None:
+    keeps_none = partial(keep_for, field="timeout=0")
+    async with open_raw_server(keeps_none) as old, open_raw_server(keeps_none) as new:
+        resolver = Resolver(old.url)
+        trio.socket.set_custom_hostname_resolver(resolver)
+        async with client_of("http://backend.example/mcp") as http:
+            await post(http)
+            resolver.url = new.url
+            await post(http)
+        assert (old.connections, new.connections) == (1, 1)
 
 
 @pytest.mark.parametrize("field", ["timeout=1", "timeout=0"])
