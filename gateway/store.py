@@ -288,6 +288,16 @@ class Store:
             temporary.unlink(missing_ok=True)
             raise
 
+    def set_aside(self, path: Path) -> None:
+        """Rename a file that cannot be used, before its place is taken.
+
+        It may be of a later version.
+
+        Raises OSError.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(path.with_name(f"{path.name}.unused"))
+
     def _write_new(self, directory: Path, data: bytes) -> Path:
         """Write a file under a new unguessable name; mkstemp uses O_EXCL, O_NOFOLLOW and mode 0600."""
         self.make(directory)

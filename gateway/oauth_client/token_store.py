@@ -76,6 +76,8 @@ class TokenFiles:
         self._server = config.name
         self._resource = config.url or ""
         self._memory: Saved | None = None
+        self._unusable: set[Path] = set()
+        """Files that have been reported: a renewal reads them again."""
 
     def load(self) -> Saved | None:
         """Return the newest login of any issuer, or None; ignore unreadable files."""
@@ -94,6 +96,8 @@ class TokenFiles:
                 format=FORMAT, server=self._server, resource=self._resource, saved_at=time.time(), login=login
             )
             path = self._path(self._store, login.issuer)
+            if all(other != path for other, _ in self._files(self._store)):
+                self._store.set_aside(path)  # it may be a login of a later version
             self._store.write(path, jsonrpc.encode(content))
             for other, known in self._files(self._store):  # of the same issuer in another spelling
                 if other != path and is_same_issuer(known.login.issuer, login.issuer):
@@ -126,17 +130,19 @@ class TokenFiles:
             except FileNotFoundError:
                 continue
             except (OSError, *jsonrpc.UNDECODABLE) as exc:
-                # Not the error's text, which may quote the unreadable content.
-                log.warning(
-                    "ignoring an unreadable login of %r (%s)",
-                    self._server,
-                    type(exc).__name__,
-                    extra={"event": "login_unreadable", "backend": self._server},
-                )
+                self._report(path, type(exc).__name__)  # not its text, which may quote the unreadable content
                 continue
-            if (content.format, content.server, content.resource) == (FORMAT, self._server, self._resource):
+            if content.format != FORMAT:
+                self._report(path, f"format {content.format} of another version of the gateway")
+            elif (content.server, content.resource) == (self._server, self._resource):
                 found.append((path, content))
         return found
+
+    def _report(self, path: Path, problem: str) -> None:
+        if path not in self._unusable:
+            self._unusable.add(path)
+            extra = {"event": "login_unreadable", "backend": self._server}
+            log.warning("ignoring an unreadable login of %r (%s)", self._server, problem, extra=extra)
 
     def _path(self, store: Store, issuer: str) -> Path:
         key = [self._server, self._resource, normal_issuer(issuer)]

@@ -55,6 +55,8 @@ class ConfigSource:
         """The pipe that the config was read from; it can be read only once."""
         self._name = name
         self._store = store
+        self._is_unused = False
+        """Whether the file of the saved changes was not used; its content is kept."""
 
     def open(self) -> Config:
         """Read the config for the first time, with the changes over the API.
@@ -75,8 +77,9 @@ class ConfigSource:
             except FileNotFoundError:
                 pass
             except (OSError, ValueError) as exc:
+                self._is_unused = True
                 log.warning(
-                    "discarding unreadable changes over the API: %s: %s",
+                    "ignoring unreadable changes over the API: %s: %s",
                     path,
                     exc,
                     extra={"event": "api_changes_dropped"},
@@ -91,7 +94,7 @@ class ConfigSource:
                 exc,
                 extra={"event": "api_changes_dropped", "code": exc.code},
             )
-            self.overlay = Overlay()
+            self.overlay, self._is_unused = Overlay(), True
             return self.base.config
 
     def read(self) -> Base:
@@ -122,7 +125,11 @@ class ConfigSource:
     def save_overlay(self, overlay: Overlay) -> None:
         """Save the changes for the next run. Raises OSError."""
         if self._store is not None and self.path is not None:
-            self._store.write(self._store.overlay_path(self.path), msgspec.json.encode(overlay))
+            path = self._store.overlay_path(self.path)
+            if self._is_unused:
+                self._store.set_aside(path)
+                self._is_unused = False
+            self._store.write(path, msgspec.json.encode(overlay))
 
     def log_discarded(self, names: list[str]) -> None:
         """Log the changes that the file has superseded."""

@@ -228,6 +228,21 @@ def test_a_file_that_is_broken_counts_as_absent(
     assert files.load() == LOGIN
 
 
+@pytest.mark.parametrize("content", ['{"format":2,"server":"s","login":7}', None])
+def test_a_login_of_a_later_version_is_kept(content: str | None, tmp_path: Path, caplog: Any) -> None:
+    files = TokenFiles(Store(tmp_path), config())
+    files.save(LOGIN)
+    (path,) = (tmp_path / "tokens").glob("*.json")
+    later = content or path.read_text().replace('"format":1', '"format":2')
+    path.write_text(later)
+    assert [files.load() for _ in range(3)] == [None] * 3
+    assert caplog.text.count("ignoring an unreadable login") == 1
+    files.save(LOGIN)
+    assert files.load() == LOGIN
+    assert path.with_name(f"{path.name}.unused").read_text() == later
+    assert files.remove() == 1
+
+
 def test_without_a_state_directory_logins_stay_in_memory() -> None:
     files = TokenFiles(None, config())
     files.save(LOGIN)

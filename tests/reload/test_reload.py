@@ -154,6 +154,24 @@ def test_unusable_changes_are_dropped_and_reported(kept: bytes, tmp_path: Path, 
     assert len(logged_events(caplog, "api_changes_dropped")) == 1
 
 
+@pytest.mark.parametrize("content", ['{"format":2,"changes":{}}', '{"changes":{"c":', "\0\0\0"])
+def test_changes_of_a_later_version_are_kept(content: str, tmp_path: Path, caplog: Any) -> None:
+    place = Place(tmp_path)
+    first = place.source()
+    first.open()
+    first.save_overlay(Overlay().put(first.base, "c", B))
+    path = place.store.overlay_path(place.path)
+    path.write_text(content)
+    source = place.source()
+    assert list(source.open().servers) == ["a"]
+    assert len(logged_events(caplog, "api_changes_dropped")) == 1
+    assert path.read_text() == content
+    for name in ("d", "e"):
+        source.save_overlay(Overlay().put(source.base, name, B))
+    assert list(place.source().open().servers) == ["a", "e"]
+    assert path.with_name(f"{path.name}.unused").read_text() == content
+
+
 def test_edits_made_while_stopped_count_too(tmp_path: Path, caplog: Any) -> None:
     place = Place(tmp_path)
     first = place.source()
