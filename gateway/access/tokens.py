@@ -22,6 +22,7 @@ import trio
 from gateway.access.authority import Authority, AuthorityDown
 from gateway.access.jwks import KeySet
 from gateway.access.keys import digest_of
+from gateway.clock import elapsed_time
 from gateway.config.oauth import is_same_issuer
 from gateway.errors import Busy
 
@@ -72,6 +73,8 @@ class Known(msgspec.Struct, frozen=True):
     """When it expires, on the loop's clock."""
     believed_until: float
     """When it must be checked again, on the loop's clock."""
+    believed_asleep_until: float
+    """The same on a clock that runs while the process is stopped or the machine sleeps."""
 
 
 class _RequestSlots:
@@ -170,7 +173,7 @@ class Tokens:
         digest = digest_of(token)
         known = self._known.get(digest)
         if known is not None:
-            if trio.current_time() < known.believed_until:
+            if trio.current_time() < known.believed_until and elapsed_time() < known.believed_asleep_until:
                 self._known.move_to_end(digest)
                 return known
             del self._known[digest]
@@ -277,7 +280,8 @@ class Tokens:
         scopes = frozenset(word for word in listed if isinstance(word, str))
         now = trio.current_time()
         left = _seconds(claims.get("exp"), float("inf")) + self._settings.leeway - time.time()
-        return Known(prefix + subject, scopes, now + left, now + min(left, believed_for))
+        believed = min(left, believed_for)
+        return Known(prefix + subject, scopes, now + left, now + believed, elapsed_time() + believed)
 
 
 def _address_network(address: str) -> str:

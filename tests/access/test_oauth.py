@@ -7,8 +7,9 @@ import json
 import math
 import time
 from contextlib import ExitStack
+from datetime import datetime, timedelta, tzinfo
 from functools import partial
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs
 
 import jwt
@@ -23,6 +24,7 @@ from gateway.access.authority import AuthorityDown, fetch
 from gateway.access.principals import Principal
 from gateway.access.refusal import Refusal
 from gateway.access.resource import metadata, metadata_url
+from gateway.clock import elapsed_time
 from gateway.config.access import Introspection, ResourceServer
 from tests.support.access import ALICE, Harness, keys, make_config, open_harness
 from tests.support.fakes import FakeExchange, settle
@@ -300,6 +302,24 @@ async def test_metadata_of_another_issuer_is_rejected(autojump_clock: MockClock)
     async with open_server(server) as harness:
         assert (await harness.call(key=token())).status == 503
         assert "https://login.example/keys" not in server.asked
+
+
+async def test_a_token_that_expired_during_sleep_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's clock does not run meanwhile."""
+    async with open_server(Server()) as harness:
+        short = token(exp=int(time.time()) + 20)
+        await harness.initialize(short)
+        monkeypatch.setattr(tokens, "elapsed_time", lambda: elapsed_time() + 3_600)
+        monkeypatch.setattr("jwt.api_jwt.datetime", Later)
+        assert (await harness.start("GET", "/mcp", key=short)).status == 401
+
+
+class Later(datetime):
+    """A clock that is an hour ahead."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + timedelta(hours=1)
 
 
 async def test_a_stream_ends_when_its_token_does(autojump_clock: MockClock) -> None:
