@@ -332,6 +332,27 @@ def test_imported_tests_are_recognised(text: str, imported: set[str]) -> None:
     assert imported_tests(ast.parse(text)) == imported
 
 
+WALL_CLOCK = {
+    "access/tokens.py": "expiry of clients' tokens",
+    "backends/opening.py": "age of an era record",
+    "cli/doctor.py": "age of an era record",
+    "frontends/modern/request_state.py": "age of a state that another process may have sealed",
+    "httpd/exchange.py": "the field Date",
+    "oauth_client/ledger.py": "expiry of a token",
+    "oauth_client/token_store.py": "time of a login",
+}
+"""The modules that read the wall clock, which may jump by hours; all else is measured by monotonic clocks."""
+
+
+def test_no_duration_is_measured_by_the_wall_clock() -> None:
+    found = {
+        path.relative_to(ROOT / "gateway").as_posix()
+        for path in (ROOT / "gateway").rglob("*.py")
+        if re.search(r"\btime\.time(_ns)?\b", path.read_text(encoding="utf-8"))
+    }
+    assert found == set(WALL_CLOCK)
+
+
 def test_no_test_imports_another_test() -> None:
     modules = sorted((ROOT / "tests").rglob("*.py"))
     imported = {path: imported_tests(ast.parse(path.read_text(encoding="utf-8"))) for path in modules}

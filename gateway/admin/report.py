@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from gateway import jsonrpc
+from gateway.clock import elapsed_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ def encode_report(
             "state": status.state,
             "pid": status.pid,
             "descendants": [] if child is None else list(child.descendants),
-            "age": None if child is None else round(time.time() - child.started_at, 1),
+            "age": None if child is None else round(elapsed_time() - child.started_at, 1),
             "restarts": status.restarts,
             "in_flight": status.in_flight,
             "queued": status.queued,

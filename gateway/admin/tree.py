@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,6 +10,7 @@ import trio
 
 from gateway import jsonrpc
 from gateway.admin.documents import BackendNode, CallNode, SessionNode, Tree
+from gateway.clock import elapsed_time
 from gateway.inflight.state import CallState
 from gateway.supervisor.lifecycle import State
 from gateway.supervisor.supervisor import Supervisor
@@ -56,7 +56,7 @@ def make_tree(router: Router, guard: ChildGuard | None) -> Tree:
     for name, status in router.fleet.statuses().items():
         child = children.get(status.pid or 0)
         descendants = [] if child is None else list(child.descendants)
-        age = None if child is None else round(time.time() - child.started_at, 1)
+        age = None if child is None else round(elapsed_time() - child.started_at, 1)
         counts = (status.in_flight, status.queued)
         pids = processes.get(name, [])
         backends.append(BackendNode(name, status.state, status.pid, descendants, age, *counts, pids))

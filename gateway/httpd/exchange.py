@@ -158,7 +158,7 @@ class Service:
         """Write the access log's line; only for `logs_access`, to save the call."""
         access = cast("Callable[..., Awaitable[None]]", self.config.log.access)
         response = exchange.response if exchange.state is ResponseState.DONE else None
-        await access(exchange.scope, response, time.time() - exchange.began)
+        await access(exchange.scope, response, time.monotonic() - exchange.began)
 
 
 class ExchangeOwner(Protocol):
@@ -198,7 +198,7 @@ class Exchange:
     def __init__(self, connection: ExchangeOwner, head: RequestHead) -> None:
         self._connection = connection
         self.version = head.version
-        self.began = time.time()
+        self.began = time.monotonic()
         split = split_target if len(head.target) <= MAX_KNOWN_TARGET else split_target.__wrapped__
         path, raw_path, query, authority = split(head.target)
         headers = list(head.headers)  # an app may change it, and the parser keeps the head

@@ -14,13 +14,13 @@ import secrets
 import signal
 import sys
 import threading
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
 
+from gateway.clock import elapsed_time
 from gateway.processes import process_tree
 from gateway.processes.process_tree import TREE_ID_VARIABLE, ProcessTree, Row
 from gateway.processes.sentinel_client import SentinelClient
@@ -48,7 +48,7 @@ PR_GET_CHILD_SUBREAPER: Final = 37
 
 
 class ChildReport(msgspec.Struct, frozen=True):
-    """One living child: `started_at` in seconds since the epoch, `descendants` as of the last scan."""
+    """One living child: `started_at` by `clock.elapsed_time`, `descendants` as of the last scan."""
 
     backend: str
     pid: int
@@ -64,7 +64,7 @@ class TrackedProcess:
     def __init__(self, backend: str, tree: ProcessTree) -> None:
         self.backend = backend
         self.tree = tree
-        self.started_at = time.time()
+        self.started_at = elapsed_time()
 
 
 class ChildGuard:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
@@ -20,6 +19,7 @@ from gateway.admin.operations import OPERATIONS
 from gateway.admin.report import encode_report
 from gateway.admin.tree import make_tree
 from gateway.calls import Failure
+from gateway.clock import elapsed_time
 from gateway.config import parse_config
 from gateway.eras.methods import Kind
 from gateway.errors import BackendExited, ConfigError
@@ -492,7 +492,7 @@ async def test_the_tree_shows_what_each_call_waits_for(tmp_path: Path, autojump_
 
 async def test_ps_shows_one_child_of_a_dual_backend(tmp_path: Path, autojump_clock: MockClock) -> None:
     """`"era": "each"`: whichever of its children was started last."""
-    reports = [ChildReport("a", 4711, time.time() - 60, (1, 2)), ChildReport("a", 4712, time.time(), (3,))]
+    reports = [ChildReport("a", 4711, elapsed_time() - 60, (1, 2)), ChildReport("a", 4712, elapsed_time(), (3,))]
     async with open_harness(tmp_path) as harness:
         for children in (reports, reports[::-1]):
             guard: Any = Mock(snapshot=Mock(return_value=children))

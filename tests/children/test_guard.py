@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import trio
 
+from gateway.clock import elapsed_time
 from gateway.errors import BackendUnavailable
 from gateway.processes import child as child_module
 from gateway.processes import process_tree, spawn
@@ -219,7 +219,7 @@ async def test_snapshot_names_the_descendants() -> None:
             await guard.scan()
             (report,) = guard.snapshot()
             assert (report.backend, report.pid) == ("daemon", child.pid)
-            assert abs(report.started_at - time.time()) < 5
+            assert abs(report.started_at - elapsed_time()) < 5
             assert set(report.descendants) == set(marked(mark)) - {child.pid}
             assert len(report.descendants) == 1
 
