@@ -9,7 +9,7 @@ import json
 import logging
 import stat
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 import msgspec
@@ -20,25 +20,28 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import jsonrpc
+from gateway.backends.http.detect import HttpOpener
 from gateway.backends.opener import SessionOpener
 from gateway.calls import Caller, Complete, Era, ServerRequest, Withdrawn
+from gateway.config import parse_server
 from gateway.errors import BackendError, BackendUnavailable
 from gateway.http_client.errors import HttpRefused
 from gateway.inflight.pending import PendingCall
 from gateway.oauth_client.answers import Challenge
 from gateway.oauth_client.login_prompt import LoginRequired
 from gateway.oauth_client.token_manager import REFUSED
-from gateway.oauth_client.token_store import Saved
+from gateway.oauth_client.token_store import Saved, TokenFiles
 from gateway.store import Store
 from tests.peers import oauth_peer
 from tests.peers.oauth_peer import page
 from tests.support.gateway_process import bare_nursery
-from tests.support.logins import Deaf, Harness, call, open_harness, outcome, pending_for
+from tests.support.logins import HOP, Deaf, Harness, call, open_harness, outcome, pending_for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.calls import Outcome
+    from gateway.config import ServerConfig
 
 pytestmark = pytest.mark.leak_check
 
@@ -178,6 +181,44 @@ async def test_a_refresh_after_restart_uses_its_issuer(tmp_path: Path) -> None:
             assert isinstance(await call(session), Complete)
         assert harness.peer.log == [("POST", "/token")]
         assert not any(what == "POST" for what, _ in harness.peer.calls)
+
+
+async def test_twenty_tokens_expire_in_one_night(tmp_path: Path) -> None:
+    """The one that cannot be refreshed disturbs no other."""
+    async with open_harness(tmp_path) as harness:
+        async with harness.open():
+            pass
+        saved = harness.files().load()
+        assert saved is not None
+        client = harness.peer.refresh_tokens[saved.refresh_token or ""]
+        harness.has_display = False
+        harness.peer.revoke()
+        results: dict[str, Outcome] = {}
+        all_but_one = trio.Event()
+
+        async def use(config: ServerConfig) -> None:
+            opener = partial(HttpOpener().open, config, cast("Any", Deaf()), hop=HOP)
+            async with harness.logins.open(config, opener) as session:
+                results[config.name] = await call(session)
+                if len(results) == 19:
+                    all_but_one.set()
+                await trio.sleep_forever()
+
+        async with bare_nursery() as nursery:
+            for number in range(20):
+                config = parse_server(f"s{number}", {"url": harness.peer.url, "era": "legacy"}, environ={})
+                mine = msgspec.structs.replace(saved, access_token=f"t{number}", refresh_token=f"r{number}")
+                TokenFiles(Store(harness.state), config).save(mine)
+                if number != 7:
+                    harness.peer.refresh_tokens[f"r{number}"] = client
+                nursery.start_soon(use, config)
+            await all_but_one.wait()
+            await harness.was_required.wait()
+            nursery.cancel_scope.cancel()
+        assert {type(one) for one in results.values()} == {Complete}
+        assert "s7" not in results
+        (required,) = harness.required
+        assert required.startswith("needs a login: run `mcp-gateway login s7`")
 
 
 async def test_another_processs_token_is_tried_first(tmp_path: Path) -> None:
