@@ -15,6 +15,7 @@ from benchmarks import machine, page, progress, show
 
 QUESTIONS = {
     "call": "call",
+    "compare": "compare",
     "list": "listing",
     "startup": "startup",
     "memory": "memory",

@@ -19,10 +19,10 @@ from random import Random
 
 import trio
 
-from benchmarks import soak
 from benchmarks.memory import read_status
 from benchmarks.processes import backend, config_file, config_of, gateway_command, serving
-from benchmarks.soak_client import BREAKAGES, WITHIN, Client, Tally
+from benchmarks.resources import hold, settle
+from benchmarks.soak_client import BREAKAGES, WITHIN, WORDS, Client, Tally
 from benchmarks.table import Claim, Figure, render
 
 WARM = 20  # reloads before the first measurement: the loop's threads and the allocator have their final size then
@@ -51,7 +51,7 @@ def run(options):
         command = [*gateway_command(path, "streamable-http"), "--no-watch", "--admin-token", TOKEN]
         with serving(command) as gateway:
             gateway.wait_ready(4)
-            changes = Changes(gateway, path, Random(options.seed), tally)
+            changes = Changes(gateway, path, Random(options.seed), tally, make_config)
             pid = gateway.health()["backends"]["keep"]["pid"]
             traffic(gateway, clients, changes, warm, tally)
             before, memory = rest(gateway), read_status(gateway.pid)["VmRSS"]
@@ -90,13 +90,14 @@ def make_config(number):
 class Changes:
     """Replaces the config, repeatedly."""
 
-    def __init__(self, gateway, path, random, tally):
+    def __init__(self, gateway, path, random, tally, make_config, *, longest_pause=LONGEST_PAUSE):
         self.gateway, self.path, self.random, self.tally = gateway, path, random, tally
+        self.make_config, self.longest_pause = make_config, longest_pause
         self.number = 0
 
     async def make(self, count):
         for left in range(count, 0, -1):
-            await trio.sleep(self.random.uniform(0, LONGEST_PAUSE))
+            await trio.sleep(self.random.uniform(0, self.longest_pause))
             self.number = 0 if left == 1 else self.number + 1
             ways = [self.by_signal, self.by_api, self.by_api, self.by_restart]
             await (self.random.choice(ways) if left > 1 else self.by_api)()
@@ -104,7 +105,7 @@ class Changes:
 
     def write(self):
         fresh = self.path.with_suffix(".new")
-        fresh.write_text(json.dumps(make_config(self.number)), encoding="utf-8")
+        fresh.write_text(json.dumps(self.make_config(self.number)), encoding="utf-8")
         fresh.replace(self.path)
 
     async def by_signal(self):
@@ -165,6 +166,16 @@ class Caller(Client):
     async def call(self, server, random):
         nonce, tool = self.nonce(), f"{server}.{random.choice(('echo', 'echo', 'sleep'))}"
         arguments = {"text": nonce} | ({"seconds": random.uniform(0, 0.1)} if tool.endswith("sleep") else {})
+        answer = await self.request(tool, arguments)
+        if answer is None:
+            return
+        if "error" in answer and self.may_be_gone(server, answer["error"]):
+            self.tally.done["calls to absent servers"] += 1
+        else:
+            self.judge(answer, nonce, tool)
+
+    async def request(self, tool, arguments):
+        """Return the one answer to a call; None if there is not exactly one."""
         params = {"name": tool, "arguments": arguments}
         if self.era == "legacy":
             self.http.last_id += 1
@@ -176,10 +187,8 @@ class Caller(Client):
         answers = [one for one in response.messages() if "method" not in one]
         if [one["id"] for one in answers] != [message["id"]]:
             self.fail("doubled" if len(answers) > 1 else "lost", f"{tool}: {answers}")
-        elif "error" in answers[0] and self.may_be_gone(server, answers[0]["error"]):
-            self.tally.done["calls to absent servers"] += 1
-        else:
-            self.judge(answers[0], nonce, tool)
+            return None
+        return answers[0]
 
     @staticmethod
     def may_be_gone(server, error):
@@ -215,16 +224,16 @@ def rest(gateway, wanted=None):
     Waits until they meet the target, or a time limit.
     """
     if wanted is not None:
-        return soak.settle(gateway, wanted)[0]
+        return settle(gateway, wanted)[0]
     processes = len(make_config(0)["mcpServers"]) + 1  # and the sentinel
-    soak.settle(gateway, {"processes": processes, "calls in flight": 0})
-    return soak.hold(gateway)
+    settle(gateway, {"processes": processes, "calls in flight": 0})
+    return hold(gateway)
 
 
 def make_claims(tally, before, after, *, size):
     calls = sum(count for name, count in tally.done.items() if name.startswith(("legacy ", "modern ")))
     claims = [Claim(f"calls, {size}", Figure.of([calls]), least=1)]
-    claims += [Claim(soak.WORDS[mistake], Figure.of([tally.mistakes[mistake]]), most=0) for mistake in MISTAKES]
+    claims += [Claim(WORDS[mistake], Figure.of([tally.mistakes[mistake]]), most=0) for mistake in MISTAKES]
     claims.append(Claim("unchanged servers that were restarted", Figure.of([tally.mistakes["restarted"]]), most=0))
     for name, count in after.items():
         claims.append(Claim(f"left behind: {name}", Figure.of([max(0, count - before[name])]), most=0))

@@ -6,26 +6,30 @@ modern requests; from random streams with a fixed seed they call, cancel, discon
 sampling) and answer immediately, late, twice or never, end their sessions or abandon them, and begin again. Every text
 is unique. Counted are messages that arrived in the wrong place, not at all, or twice; and the gateway's resources when
 all have gone, less those after a short run before. Exits with status 1 if anything was wrong, whatever the options.
+
+With `--minutes N`: does anything grow? Clients over HTTP and SSE, in both eras, before backends over pipes, HTTP and
+SSE, with reloads, crashes, large results, logins, suspended calls and clients that vanish. Memory, file descriptors,
+tasks, threads and processes of the gateway are sampled some 300 times, each time after a garbage collection. Of each
+series the first sixth is discarded and the rest divided into 20 blocks; a line is fitted to the means of the blocks.
+Its standard error is corrected for the correlation of neighbouring blocks, and a slope of more than 3.3 standard errors
+fails the run (one clean run in a hundred does). The plot goes into `--report`. The stdio frontend, which has a process
+of its own for one client, takes no part.
 """
 
 from __future__ import annotations
 
-import os
-import time
-
 import trio
 
-from benchmarks import oracle
+from benchmarks import soak_long
 from benchmarks.memory import read_status
 from benchmarks.processes import backend, config_file, config_of, gateway_command, serving
-from benchmarks.soak_client import MISTAKES, Tally
+from benchmarks.resources import hold, settle
+from benchmarks.soak_client import MISTAKES, WORDS, Tally
 from benchmarks.soak_legacy import LegacyClient
 from benchmarks.soak_modern import ModernClient
 from benchmarks.table import Claim, Figure, render
 
 IDLE = 2.0  # seconds after which an abandoned session ends
-SETTLE = 75.0  # seconds until all must be gone: servers wait 30 s for an answer, two of them twice as long
-POLL = 0.1
 WARM = 1.0  # seconds of the run before
 MODERN = 5  # one client in this many
 GROWTH = 30  # MB of memory that may stay: buffers and fragmentation
@@ -34,11 +38,14 @@ DEFAULT_SEED = 20260728
 
 def add_arguments(parser):
     parser.add_argument("--seconds", type=float, help="seconds of traffic (60; quick: 5)")
-    parser.add_argument("--clients", type=int, help="clients at once (50; quick: 10)")
+    parser.add_argument("--minutes", type=float, metavar="N", help="a long soak, which looks for growth (at least 1)")
+    parser.add_argument("--clients", type=int, help="clients at once (50; quick: 10; with --minutes: 16)")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of what the clients do (%(default)s)")
 
 
 def run(options):
+    if options.minutes:
+        return soak_long.run(options, make_config)
     seconds = options.seconds or (5.0 if options.quick else 60.0)
     clients = options.clients or (10 if options.quick else 50)
     with config_file(make_config(clients)) as path, serving(gateway_command(path, "streamable-http")) as gateway:
@@ -95,58 +102,6 @@ def traffic(gateway, clients, seconds, *, seed, patient):
 
     trio.run(main)
     return tally
-
-
-# -- what the gateway holds --------------------------------------------------------------------------------------------
-
-
-def hold(gateway):
-    """The gateway's resources at this moment, as reported by the kernel and its own health."""
-    descriptors = len(os.listdir(f"/proc/{gateway.pid}/fd"))  # first, since the next request opens one
-    health = gateway.health()
-    return {
-        "processes": len(descendants(gateway.pid)),
-        "descriptors": descriptors,
-        "threads": len(threads(gateway.pid)),
-        "calls in flight": sum(one["in_flight"] for one in health["backends"].values()),
-    }
-
-
-def threads(pid):
-    """Return the names of its threads, without idle ones that trio keeps for a while."""
-    names = [oracle.read(pid, f"task/{task}/comm").decode().strip() for task in os.listdir(f"/proc/{pid}/task")]
-    return [name for name in names if not name.startswith("Trio thread ")]
-
-
-def descendants(pid):
-    """Return all descendants of this process, zombies included."""
-    parents = {one: row[1] for one in oracle.pids() if (row := oracle.stat(one)) is not None}
-    found = {pid}
-    while more := {one for one, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def settle(gateway, wanted):
-    """Wait until the gateway is down to these resources; return the last, and the seconds.
-
-    The wait is bounded.
-    """
-    began = time.monotonic()
-    while True:
-        held, passed = hold(gateway), time.monotonic() - began
-        if passed >= SETTLE or all(held[name] <= wanted[name] for name in wanted):
-            return held, passed
-        time.sleep(POLL)
-
-
-WORDS = {
-    "misdirected": "answers to another client or request",
-    "lost": "answers that did not come",
-    "doubled": "answers or runs that came twice",
-    "misasked": "requests of servers at the wrong client",
-    "unexpected": "whatever else was wrong",
-}
 
 
 def make_claims(tally, before, after, *, size):

@@ -23,6 +23,13 @@ LONGEST = 1.0  # less than the time after which a session counts as abandoned
 CAN = {"elicitation": {"form": {}}, "sampling": {}}
 MAX_REPORTED = 200  # mistakes that are reported in full
 MISTAKES = ("misdirected", "lost", "doubled", "misasked", "unexpected")
+WORDS = {
+    "misdirected": "answers to another client or request",
+    "lost": "answers that did not come",
+    "doubled": "answers or runs that came twice",
+    "misasked": "requests of servers at the wrong client",
+    "unexpected": "whatever else was wrong",
+}
 
 BREAKAGES = (trio.TooSlowError, OSError, trio.BrokenResourceError, h11.ProtocolError, AssertionError, EOFError)
 ODDITIES = (LookupError, TypeError, ValueError, AttributeError)  # an answer of invalid form

@@ -3,7 +3,8 @@
 Method: every gateway runs before a stdio backend of its own, the same program for all: the stdlib echo, which shows the
 cost of the gateway itself, and a server on the SDK, as users have. Each round calls every gateway in turn with 16
 connections, over every transport that it has (sessions over streamable HTTP, the stateless 2026-07-28, SSE), and this
-gateway over all three. Every answer is checked against its request: a gateway that answers wrongly is shown as wrong,
+gateway over all three; where there are sessions, also one session on all connections, the best case of gateways that
+start a backend for each. Every answer is checked against its request: a gateway that answers wrongly is shown as wrong,
 one that does not start with its error. Bounds: the backend driven directly over its pipes with 16 calls in flight, and
 a bare app on stock Hypercorn. Ratios are this gateway's calls a second over the peer's, over the same transport, within
 a round; median and range are reported. Peers are installed from the package registries into .cache, pinned.
@@ -30,6 +31,8 @@ from benchmarks.table import Claim, Figure, ratios, render
 MANY = 16  # connections, or calls under way
 BACKENDS = {"echo": "stdlib echo", "sdk": "SDK server"}
 PATIENCE = 20.0  # seconds for those that answer no call in the measured time
+ONE_SESSION = ("http", "legacy", "one session")
+SPELLED_HERE = SPELLED | {ONE_SESSION: "HTTP, one session"}
 BARE, DIRECT = "bare app on Hypercorn", "backend directly, over its pipes"
 
 
@@ -87,6 +90,8 @@ def start(stack, peer, mark, kind, steps, results):
             results[peer.name, frontend] = verdict(f"{type(error).__name__}: {error}")
         else:
             steps[peer.name, frontend] = started.spec(frontend, connections=MANY, headers=list(peer.headers))
+            if frontend == LEGACY_HTTP:
+                steps[peer.name, ONE_SESSION] = steps[peer.name, frontend] | {"one_session": True}
 
 
 def measure_step(step, spec, seconds, results):
@@ -129,11 +134,11 @@ def make_claims(peers, found):
     claims = []
     for kind, results in found.items():
         for peer in peers:
-            for number, frontend in enumerate(peer.frontends):
+            for number, frontend in enumerate([*peer.frontends, ONE_SESSION]):
                 ratio = None if peer is OWN else over(results, peer, frontend)
                 if ratio is not None:
                     least = peer.least if kind == "echo" and number == 0 else None
-                    what = f"calls/s over {peer.name}, {SPELLED[frontend]}, {BACKENDS[kind]}"
+                    what = f"calls/s over {peer.name}, {SPELLED_HERE[frontend]}, {BACKENDS[kind]}"
                     claims.append(Claim(what, ratio, "ratio", least=least))
     return claims
 
@@ -147,14 +152,14 @@ def make_details(found):
         rows = [make_row(results, who, frontend, measured) for (who, frontend), measured in results.items()]
         tables.append(f"Backend: {BACKENDS[kind]}; {MANY} connections\n\n" + render(HEADER, rows))
         data += [
-            {"backend": kind, "who": who, "spoken": SPELLED.get(frontend, "stdio"), "found": measured}
+            {"backend": kind, "who": who, "spoken": SPELLED_HERE.get(frontend, "stdio"), "found": measured}
             for (who, frontend), measured in results.items()
         ]
     return "\n\n".join(tables), data
 
 
 def make_row(results, who, frontend, measured):
-    spoken = SPELLED.get(frontend, "stdio")
+    spoken = SPELLED_HERE.get(frontend, "stdio")
     if isinstance(measured, str):
         return [who, spoken, one_cell(measured), "", "", ""]
     figures = {key: Figure.of([result[key] for result in measured]) for key in ("per_second", "p50", "p99")}

@@ -1,6 +1,6 @@
 """`fastmcp` (PyPI): the framework's own proxy, with a backend process per session.
 
-Made from a config file. The last release whose dependencies a registry with a few days' delay has.
+Made from a config file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ PEERS = [
     Peer(
         "fastmcp proxy (PyPI)",
         runtime="python",
-        pins=("fastmcp==4.1.2",),
+        pins=("fastmcp==4.2.3",),
         argv=(
             *("{bin}/fastmcp", "run", "{config}", "--transport", "http", "--host", "127.0.0.1", "--port", "{port}"),
             *("--log-level", "WARNING", "--no-banner"),

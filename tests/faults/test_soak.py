@@ -58,7 +58,7 @@ def test_a_request_for_another_client_is_detected(client) -> None:
 
 
 def test_every_answer_reaches_its_own_client() -> None:
-    claims, (text, data) = soak.run(Namespace(seconds=3.0, clients=10, seed=7, quick=True))
+    claims, (text, data) = soak.run(Namespace(minutes=None, seconds=3.0, clients=10, seed=7, quick=True))
     assert not data["wrong"], text
     assert not soak.fatal(claims), [claim.row() for claim in claims if not claim.reached]
     assert sum(data["done"].values()) > 50, text
