@@ -83,9 +83,13 @@ def text_of(answer):
     return answer["result"]["content"][0]["text"]
 
 
+def is_stream(exchange):
+    return exchange.headers.get("content-type", "").startswith("text/event-stream")
+
+
 async def receive(exchange, take):
     """Pass every message of a response to `take(message, event id)`, to its end."""
-    if exchange.headers.get("content-type", "").startswith("text/event-stream"):
+    if is_stream(exchange):
         async with aclosing(exchange.events()) as events:
             async for event in events:
                 take(json.loads(event.data) if event.data else None, event.id)
