@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from urllib.parse import urljoin
 
 from benchmarks.answers import FIRST_ID, WrongAnswer
@@ -37,14 +38,15 @@ class HttpCaller:
         else:
             self.connection.open()
         self.head = self.connection.head(question.length, "tools/call", spec["tool"])
-        self.request_id = FIRST_ID - 1
+        self.ids = count(FIRST_ID) if shared is None else shared.ids  # unique within a session
+        self.request_id = FIRST_ID
         self.sent = 0.0
 
     def sockets(self):
         return [self.connection.socket]
 
     def send(self):
-        self.request_id += 1
+        self.request_id = next(self.ids)
         request = self.head + self.question.fill(self.request_id)
         self.sent = now()
         self.connection.socket.sendall(request)

@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from random import Random
 from xml.etree import ElementTree
 
 import pytest
@@ -30,7 +31,11 @@ from benchmarks import (
     questions,
     recovery,
     show,
+    soak,
+    soak_client,
+    soak_long,
     table,
+    trend,
     wire,
 )
 from benchmarks.peers import compare, roster
@@ -241,6 +246,7 @@ def test_one_call_works_for_every_load():
         call = {"port": gateway.port, "seconds": 0.05, "connections": 2, "tool": "echo.echo"}
         for spec in (
             {"kind": "http", "era": "legacy", "size": 10_000},
+            {"kind": "http", "era": "legacy", "one_session": True},
             {"kind": "http", "era": "modern", "rate": 100},
             {"kind": "sse", "era": "legacy"},
             {"kind": "sse", "era": "legacy", "rate": 100},
@@ -256,6 +262,45 @@ def test_one_call_works_for_every_load():
             load.run(wrong)
         lists = {"kind": "list", "port": gateway.port, "era": "modern", "tools": 9, "count": 1, "warm_up": 0}
         assert load.run(lists)["tools"] == 9
+
+
+# -- growth ----------------------------------------------------------------------------------------------------------
+
+
+def make_series(seed, slope=0.0, memory=0.0):
+    """Return samples of 600 s: a settling phase, then noise that remembers its last value, and a slope."""
+    random, noise, points = Random(seed), 0.0, []
+    for second in range(0, 600, 2):
+        noise = memory * noise + random.gauss(0, 1)
+        settling = 40 * min(1, second / 60)
+        points.append((second, 100 + settling + noise + slope * second))
+    return points
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9])
+def test_noise_is_no_growth(memory):
+    rising = [seed for seed in range(100) if trend.fit(make_series(seed, memory=memory)).rises]
+    assert len(rising) <= 3, rising
+
+
+@pytest.mark.parametrize("growth", [{"slope": 0.01}, {"slope": 0.02, "memory": 0.5}])
+def test_growth_is_found(growth):
+    assert all(trend.fit(make_series(seed, **growth)).rises for seed in range(20))
+
+
+def test_constant_counts_have_no_margin():
+    assert trend.fit([(second, 7) for second in range(60)]) == trend.Trend(0.0, 0.0)
+    with pytest.raises(ValueError, match="fewer than 20"):
+        trend.fit([(second, 7) for second in range(10)])
+
+
+def test_a_leak_fails_the_soak():
+    samples = {name: make_series(1) for name in soak_long.UNITS}
+    assert not soak.fatal(soak_long.make_claims(soak_client.Tally(), samples, 10, 16))
+    samples["tasks"] = make_series(1, slope=0.01)
+    claims = soak_long.make_claims(soak_client.Tally(), samples, 10, 16)
+    assert [claim.what for claim in claims if not claim.reached] == ["slope of tasks, with its error"]
+    assert soak.fatal(claims)
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
@@ -355,6 +400,7 @@ def test_the_command_line_lists_its_questions():
         "profile",
         "all",
         "costs",
+        "compare",
     ):
         assert question in done.stdout
 
