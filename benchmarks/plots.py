@@ -10,6 +10,7 @@ WIDTH, HEIGHT = 680, 320
 LEFT, RIGHT, TOP, BOTTOM = 70, 170, 34, 48  # margins; the legend is on the right
 COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df", "#bf8700", "#0a7ea4", "#cf5f9f", "#57606a")
 TICKS = 5
+MOST_MARKED = 40  # points of a series; more of them form a curve without marks
 HEAD = (
     f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
     ' font-family="system-ui, sans-serif" font-size="12" fill="currentColor" role="img">'
@@ -95,7 +96,7 @@ def draw(plot):
         spots = [(across.at(x), up.at(y)) for x, y in its_points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
         out.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
-        for (x, y), value in zip(spots, its_points, strict=True):
+        for (x, y), value in zip(spots, its_points, strict=True) if len(spots) <= MOST_MARKED else ():
             label = escape(f"{name}: {number(value[0])} {plot.x}, {number(value[1])} {plot.y}")
             out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"><title>{label}</title></circle>')
         y = TOP + 8 + 18 * i

@@ -14,6 +14,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from random import Random
+from statistics import fmean
 
 import trio
 
@@ -31,6 +32,7 @@ from tests.peers.oauth_peer import open_oauth_peer
 CLIENTS = 16  # of the ordinary soak and of the paths, together
 SAMPLES = 300  # of one run, but not more than one a second
 SAMPLE_WITHIN = 20.0  # seconds until the gateway has reported its own figures
+PLOTTED = 60  # points of a series
 LONGEST_PAUSE = 8.0  # seconds between two reloads, at most
 EAGER = 7  # backends that are ready without a client
 UNITS = {
@@ -160,10 +162,17 @@ def make_claims(tally, samples, minutes, clients):
     return claims
 
 
+def thin(points):
+    """Return the means of successive points, at most `PLOTTED` of them."""
+    size = -(-len(points) // PLOTTED)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [tuple(fmean(point[index] for point in group) for index in (0, 1)) for group in groups]
+
+
 def make_details(tally, samples, seed):
     rows = [[name, count] for name, count in sorted(tally.done.items())]
     series = {
-        f"{name} {unit}".strip(): [(at / 60, value * scale) for at, value in samples[name]]
+        f"{name} {unit}".strip(): [(at / 60, value * scale) for at, value in thin(samples[name])]
         for name, (unit, scale) in UNITS.items()
     }
     pieces = [
