@@ -32,6 +32,7 @@ from tests.peers.oauth_peer import open_oauth_peer
 CLIENTS = 16  # of the ordinary soak and of the paths, together
 SAMPLES = 300  # of one run, but not more than one a second
 SAMPLE_WITHIN = 20.0  # seconds until the gateway has reported its own figures
+IDLE = 10.0  # seconds until an abandoned session ends; other load may stall the clients for less than that
 PLOTTED = 60  # points of a series
 LONGEST_PAUSE = 8.0  # seconds between two reloads, at most
 EAGER = 7  # backends that are ready without a client
@@ -80,6 +81,7 @@ async def measure(seconds, clients, seed, tally, base):
 def config_with(base, http_port, sse_port, login_url, number):
     """Return the config of one reload: unchanged servers, and those that change or come and go."""
     config = json.loads(json.dumps(base))
+    config["gateway"]["session_idle_timeout"] = IDLE
     servers = config["mcpServers"]
     changing = reload.make_config(number)["mcpServers"]
     servers |= {name: changing[name] for name in ("change", "come") if name in changing}
