@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +15,7 @@ from gateway.admin.history import History
 from gateway.admin.stderr_stream import StderrStreams
 from gateway.admin.tree import make_tree
 from gateway.backends.stderr import shown
+from gateway.clock import elapsed_time
 from gateway.config import parse_config
 from gateway.config.findings import did_you_mean
 from gateway.config.shown import shown_config
@@ -229,7 +229,7 @@ class Management:
         lines: list[doc.ProcessLine] = []
         for pid, child in pids[:MAX_PROCESSES]:
             if (usage := read_usage(pid)) is not None:
-                age = round(time.time() - child.started_at, 1)
+                age = round(elapsed_time() - child.started_at, 1)
                 lines.append(doc.ProcessLine(pid, child.pid, age, usage.name, usage.memory, usage.cpu))
         return doc.Processes(lines)
 
