@@ -38,7 +38,7 @@ DEFAULT_SEED = 20260728
 
 def add_arguments(parser):
     parser.add_argument("--seconds", type=float, help="seconds of traffic (60; quick: 5)")
-    parser.add_argument("--minutes", type=float, metavar="N", help="a long soak, which looks for growth (at least 1)")
+    parser.add_argument("--minutes", type=float, metavar="N", help="a long soak, which looks for growth (at least 2)")
     parser.add_argument("--clients", type=int, help="clients at once (50; quick: 10; with --minutes: 16)")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of what the clients do (%(default)s)")
 

@@ -33,6 +33,7 @@ CLIENTS = 16  # of the ordinary soak and of the paths, together
 SAMPLES = 300  # of one run, but not more than one a second
 SAMPLE_WITHIN = 20.0  # seconds until the gateway has reported its own figures
 IDLE = 10.0  # seconds until an abandoned session ends; other load may stall the clients for less than that
+SHORTEST = 2  # minutes
 PLOTTED = 60  # points of a series
 LONGEST_PAUSE = 8.0  # seconds between two reloads, at most
 EAGER = 7  # backends that are ready without a client
@@ -47,6 +48,8 @@ UNITS = {
 
 def run(options, make_config):
     """Claims, and the details as (pieces, data). `make_config(clients)` is the ordinary soak's."""
+    if options.minutes < SHORTEST:
+        raise SystemExit(f"--minutes must be at least {SHORTEST}, or there are too few samples")
     clients = options.clients or CLIENTS
     tally = Tally(patient=True)
     samples = trio.run(partial(measure, options.minutes * 60, clients, options.seed, tally, make_config(clients)))
