@@ -12,8 +12,8 @@ SSE, with reloads, crashes, large results, logins, suspended calls and clients t
 tasks, threads and processes of the gateway are sampled some 300 times, each time after a garbage collection. Of each
 series the first sixth is discarded and the rest divided into 20 blocks; a line is fitted to the means of the blocks.
 Its standard error is corrected for the correlation of neighbouring blocks, and a slope of more than 3.3 standard errors
-fails the run (one clean run in a hundred does). The plot goes into `--report`. The stdio frontend, which has a process
-of its own for one client, takes no part.
+fails the run (about one clean run in a hundred does, more if the blocks correlate strongly). The plot goes into
+`--report`. The stdio frontend, which has a process of its own for one client, takes no part.
 """
 
 from __future__ import annotations
