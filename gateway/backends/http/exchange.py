@@ -143,7 +143,10 @@ class HttpRequest:
         finally:
             intake.release()
         if parser is not None and not self._answered:
-            await self._resume(parser, era)
+            try:
+                await self._resume(parser, era)
+            finally:
+                intake.release()  # the parsers of the resumed streams count there too
         elif again and era is Era.MODERN:
             await link.refresh_tools()
         return again

@@ -24,7 +24,7 @@ from gateway.http_client.client import MAX_COOKIE_BYTES, MAX_COOKIES, MAX_REDIRE
 from gateway.http_client.errors import HttpRefused
 from tests.peers.http_peer import LegacyServer, ModernServer, Reply, Request, open_peer, text, tool
 from tests.support.gateway_process import PEERS
-from tests.support.http_sessions import Received, call, open_session, outcome, result_of, start_call, text_of
+from tests.support.http_sessions import QUICK, Received, call, open_session, outcome, result_of, start_call, text_of
 from tests.support.log_events import logged_events
 
 if TYPE_CHECKING:
@@ -275,6 +275,44 @@ async def test_a_cut_stream_resumes_after_the_retry_delay(clean: bool) -> None:
         assert len(peer.all("tools/call")) == 1
     assert len(times) == 3
     assert all(later - earlier >= 0.03 for earlier, later in pairwise(times))
+
+
+@pytest.mark.parametrize("end", ["cancelled", "answered", "cut for good"])
+async def test_a_resumed_stream_counts_nothing_after_its_end(end: str) -> None:
+    server, buffers = LegacyServer(), Budget(2**20)
+    arrived = trio.Event()
+
+    async def prime(request: Request, reply: Reply) -> None:
+        await reply.begin()
+        await reply.raw(b"id: s/0\ndata:\n\n")
+
+    async def resume(request: Request, reply: Reply) -> None:
+        if request.headers.get("last-event-id") is None or arrived.is_set():
+            await reply.send(405)
+            return
+        await reply.begin()
+        if end == "answered":
+            answer = {"jsonrpc": "2.0", "id": peer.all("tools/call")[0].message["id"], "result": text("late")}
+            await reply.raw(b"data: %s\n\ndata: %s" % (json.dumps(answer).encode(), b"x" * 60_000))
+        else:
+            await reply.raw(b"data: " + b"x" * 60_000)
+            while not buffers.used:
+                await trio.lowlevel.checkpoint()
+            arrived.set()
+        if end == "cancelled":
+            await reply.hung_up()
+
+    server.on["tools/call"] = prime
+    server.on["GET"] = resume
+    opener = HttpOpener(buffers=buffers, timing=QUICK)
+    async with open_peer(server) as peer, open_session(peer.url, opener=opener) as session:
+        pending = start_call(session)
+        if end == "cancelled":
+            await arrived.wait()
+            pending.close()
+        else:
+            await outcome(pending)
+    assert buffers.used == 0
 
 
 async def test_a_stream_that_cannot_resume_ends_its_call() -> None:
