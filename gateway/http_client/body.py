@@ -131,6 +131,8 @@ class BodyDecoder:
                     window = zlib.MAX_WBITS if has_header else -zlib.MAX_WBITS
                 self._inflater = zlib.decompressobj(window)
             elif self._inflater.eof:
+                if self.coding == "gzip" and self._pending == _GZIP_MAGIC[:1]:
+                    return  # the next byte tells
                 if self.coding != "gzip" or not self._pending.startswith(_GZIP_MAGIC):
                     self._pending = b""  # padding after the data
                     return
