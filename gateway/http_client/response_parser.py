@@ -81,6 +81,10 @@ class ResponseParser:
 
     # called by llhttp
 
+    def on_message_begin(self) -> None:
+        """Note a response to no request, even if only its first byte has arrived."""
+        self.keeps_alive = self.keeps_alive and not self.is_complete
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one header field, or drop a trailer."""
         if self.is_answered:
