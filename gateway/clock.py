@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 MAX_LAG: Final = 1.0
 """Seconds by which a busy loop may be late; one that is later was stopped."""
 GRACE: Final = 5.0
-"""Seconds left of the earliest deadline after a stop, if as many were left: peers were stopped too."""
+"""Seconds left of the earliest deadline after a stop, if as many were left: peers were stopped too.
+
+Only once for each deadline: where every wait ends late, it would never expire.
+"""
 
 
 class AwakeClock(trio.abc.Clock):
@@ -29,6 +32,8 @@ class AwakeClock(trio.abc.Clock):
         self._stopped = 0.0
         self._seen_at = monotonic()
         self._wakes_at = math.inf  # set while the loop waits for I/O
+        self._deadline = math.inf  # the earliest one then
+        self._graced = -math.inf  # the latest deadline that had its grace
 
     def start_clock(self) -> None:
         """Do nothing: the clock always runs."""
@@ -41,7 +46,9 @@ class AwakeClock(trio.abc.Clock):
         now = self._monotonic()
         wakes_at, self._wakes_at = self._wakes_at, math.inf
         if now - wakes_at > MAX_LAG:
-            self._stopped += now - max(self._seen_at, wakes_at - GRACE)
+            grace = GRACE if self._deadline > self._graced else -MAX_LAG
+            self._graced = max(self._graced, self._deadline)
+            self._stopped += now - max(self._seen_at, wakes_at - grace)
         self._seen_at = now
         return now - self._stopped
 
@@ -54,6 +61,7 @@ class AwakeClock(trio.abc.Clock):
         if now - self._seen_at > MAX_LAG:  # stopped within a step
             self._stopped += now - self._seen_at
         self._seen_at = now
+        self._deadline = deadline
         self._wakes_at = deadline + self._stopped
         return self._wakes_at - now
 

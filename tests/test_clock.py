@@ -38,6 +38,20 @@ def test_a_stop_leaves_a_grace_before_the_deadline(left: float, kept: float, sto
     assert machine.wait(deadline, kept) == pytest.approx(deadline)  # it expires in the end
 
 
+@pytest.mark.parametrize("left", [0.5, GRACE, 60.0])
+@pytest.mark.parametrize("late", [1.1 * MAX_LAG, 300.0])
+def test_a_loop_that_is_always_late_reaches_its_deadlines(left: float, late: float) -> None:
+    machine = Machine()
+    for _ in range(3):
+        seen = machine.clock.current_time()
+        deadline = seen + left
+        for _ in range(2):
+            assert seen < deadline
+            wait = machine.clock.deadline_to_sleep_time(deadline)
+            seen = machine.wait(deadline, wait + late)
+        assert deadline <= seen <= deadline + 1.1 * MAX_LAG
+
+
 def test_a_stop_within_a_step_is_left_out() -> None:
     machine = Machine()
     machine.now += 300.0
