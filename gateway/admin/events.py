@@ -29,6 +29,8 @@ MAX_READERS: Final = 16
 """Concurrent readers; further ones are refused."""
 MAX_EVENTS: Final = 512
 """Events buffered for one reader; further ones are dropped and counted."""
+MAX_SHOWN: Final = 200
+"""Characters of a name that a client has sent."""
 KEEP_ALIVE: Final = 15.0
 """Seconds of silence before a comment is sent, so that proxies keep the stream open."""
 KEEP_ALIVE_FRAME: Final = b": keep-alive\r\n\r\n"
@@ -113,7 +115,7 @@ class Feed:
                     "at": now_iso(),
                     "server": supervisor.name,
                     "method": pending.call.method,
-                    "name": pending.call.known_as or pending.call.name,
+                    "name": (pending.call.known_as or pending.call.name)[:MAX_SHOWN],
                     "ms": round(seconds * 1000, 3),
                     "outcome": "cancelled" if outcome is None else "error" if failed else "answered",
                     "reason": outcome.code if isinstance(outcome, GatewayError) else None,

@@ -29,7 +29,7 @@ MAX_TIMES: Final = 512
 MAX_ERRORS: Final = 20
 """Errors kept."""
 MAX_TEXT: Final = 300
-"""Characters kept of an error's text, which a backend writes."""
+"""Characters kept of an error's text, which a backend writes, and of the name or URI that a client called."""
 BOUNDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
@@ -167,7 +167,8 @@ class CallStats:
         return {tool: _percentiles(times) for tool, times in found.items()}
 
     def _keep(self, call: str | None, text: str, code: str | None) -> None:
-        self.errors.append(ErrorRecord(now_iso(), call, SECRETS.mask(text)[:MAX_TEXT], code))
+        named = None if call is None else SECRETS.mask(call)[:MAX_TEXT]  # a client's URI
+        self.errors.append(ErrorRecord(now_iso(), named, SECRETS.mask(text)[:MAX_TEXT], code))
 
 
 def _percentiles(durations: Iterable[float]) -> Latency:

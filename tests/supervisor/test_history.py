@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from gateway.supervisor.history import MAX_TIMES, CallStats, Latency
+from gateway.calls import Era, Failure
+from gateway.supervisor.history import MAX_TEXT, MAX_TIMES, CallStats, Latency
 from tests.support.fakes import make_pending
 
 
@@ -24,4 +25,16 @@ async def test_only_the_latest_durations_are_kept() -> None:
     for number in range(MAX_TIMES + 2):
         stats.ended(make_pending("old" if number < 2 else "new"), 0.001)
     assert {tool: found.calls for tool, found in stats.latency_by_tool().items()} == {"new": MAX_TIMES}
+    await trio.lowlevel.checkpoint()
+
+
+async def test_errors_keep_little_of_what_a_client_called() -> None:
+    stats = CallStats()
+    pending = make_pending("memo://" + "x" * 1_000_000, method="resources/read")
+    pending.finish(Failure(-32002, "y" * 1_000_000, None, Era.LEGACY))
+    stats.ended(pending, 0.001)
+    (kept,) = stats.errors
+    assert kept.call is not None
+    assert (len(kept.call), kept.call[:7]) == (MAX_TEXT, "memo://")
+    assert len(kept.error) == MAX_TEXT
     await trio.lowlevel.checkpoint()
