@@ -37,6 +37,8 @@ MAX_EVENTS: Final = 64
 """Events of one span; the SDK's limit is 128. A call that is asked for input over and over must not grow one."""
 MAX_KINDS: Final = 2_000
 """Operations of one peer whose names and attributes are kept for later requests."""
+MAX_KEPT: Final = 512
+"""Characters of the method and target of a kind that is kept: a client may send megabytes as a name or URI."""
 MAX_ID: Final = 128
 """Characters kept of a client's request id."""
 
@@ -118,7 +120,9 @@ _K = TypeVar("_K")
 
 
 def keep_kind(kinds: dict[_K, RequestKind], key: _K, kind: RequestKind) -> None:
-    """Keep a kind for later requests; forget all others when there are too many."""
+    """Keep a kind for later requests, unless its target is long; forget all others when there are too many."""
+    if len(kind.operation.method) + len(kind.operation.target) > MAX_KEPT:
+        return
     if len(kinds) >= MAX_KINDS:
         kinds.clear()
     kinds[key] = kind

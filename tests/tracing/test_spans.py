@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from gateway import jsonrpc
@@ -81,3 +83,21 @@ def test_resources_of_one_kind_are_one_series() -> None:
         trace.responded(None, RESULT)
         tracing.begin(f"x/{number}", "", number, CALLER, {}).responded(-32601, None)
     assert len(durations.all()) == 2
+
+
+@pytest.mark.parametrize("method", ["tools/call", "resources/read", ""])
+def test_long_targets_are_not_kept(method: str) -> None:
+    tracing, size, number = Tracing(Sampler(0.0), durations=Durations()), 100_000, 20
+    backend = BackendSpans(tracing, "a", PIPE)
+    tracemalloc.start()
+    try:
+        for one in range(number):
+            long = f"{one}".ljust(size, "x")
+            call = Call(method=method or long, name=long, params={}, meta={}, caller=CALLER)
+            call.trace = trace = tracing.begin_call(call, one)
+            if method == "resources/read":  # any URI may be that of a template
+                backend.begin_call(call, f"{long}y", one, era=Era.LEGACY, version="")
+            trace.responded(-32602, None)
+        assert tracemalloc.get_traced_memory()[0] < number * size / 4
+    finally:
+        tracemalloc.stop()
