@@ -84,6 +84,10 @@ class Rarely(logging.Filter):
         return True
 
 
+def _drop(_record: logging.LogRecord) -> bool:
+    return False
+
+
 class ExportThread:
     """Exports spans and durations until it is closed.
 
@@ -259,7 +263,8 @@ def gateway_resource() -> Resource:
 @contextmanager
 def open_tracing(settings: TracingSettings, *, flush_timeout: float = FLUSH_TIMEOUT) -> Generator[Tracing]:
     """Export over OTLP while the context is open; leaving it takes at most `flush_timeout` seconds."""
-    rarely = Rarely()
+    rarely, states = Rarely(), logging.getLogger(TraceState.__module__)
+    states.addFilter(_drop)  # it logs each invalid `tracestate`, which a client has sent
     for exporter in (trace_exporter, metric_exporter):
         logging.getLogger(exporter.__name__).addFilter(rarely)
     thread = ExportThread(
@@ -277,5 +282,6 @@ def open_tracing(settings: TracingSettings, *, flush_timeout: float = FLUSH_TIME
         )
     finally:
         thread.close(flush_timeout)
+        states.removeFilter(_drop)
         for exporter in (trace_exporter, metric_exporter):
             logging.getLogger(exporter.__name__).removeFilter(rarely)

@@ -14,6 +14,7 @@ from gateway.tracing.exporting import ExportThread, gateway_resource, open_traci
 from gateway.tracing.sampling import Sampler
 from gateway.tracing.settings import TracingSettings
 from gateway.tracing.spans import RequestKind, Side, Timed, Tracing
+from gateway.tracing.trace_context import SAMPLED, TraceContext
 from tests.support.otlp import export_to, open_receiver
 
 SETTINGS = TracingSettings(traces=True, max_queue=4, max_batch=2, span_interval=3600.0)
@@ -105,6 +106,21 @@ def test_half_a_surrogate_pair_costs_no_batch(monkeypatch: pytest.MonkeyPatch) -
     assert [span.attributes["jsonrpc.request.id"] for span in receiver.spans] == ["?", "whole"]
     assert {span.name for span in receiver.spans} == {"tools/call cut ?"}
     assert "mcp.client.operation.duration" in receiver.points
+
+
+def test_invalid_state_of_a_client_is_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_receiver() as receiver:
+        environ = export_to(receiver)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        with open_tracing(TracingSettings.of(environ)) as tracing:
+            kind = RequestKind(Side.SERVER, Operation("ping", "", "", PIPE))
+            for state in ("x" * 8_000, "a=1"):
+                Timed(tracing, kind, TraceContext("a" * 32, "b" * 16, SAMPLED, state), 1).end(SUCCESS)
+    assert [span.state for span in receiver.spans] == ["", "a=1"]
+    assert not caplog.text
 
 
 def test_endpoint_that_is_down_is_logged_rarely(
