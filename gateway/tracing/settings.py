@@ -19,6 +19,9 @@ ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 OTLP: Final = "otlp"
 NONE: Final = "none"
 
+MAX_VALUE: Final = 1e9
+"""Milliseconds, spans: an infinite number is neither a size nor a time to wait."""
+
 log = logging.getLogger("gateway.tracing")
 
 
@@ -43,8 +46,8 @@ class TracingSettings(msgspec.Struct, frozen=True, kw_only=True):
                 value = float(environ.get(name) or default)
             except ValueError:
                 value = 0.0
-            if value <= 0:
-                log.warning("%s is not a positive number; using %g", name, default)
+            if not 1 <= value <= MAX_VALUE:  # nor NaN
+                log.warning("%s is not a number from 1 to %g; using %g", name, MAX_VALUE, default)
                 return default
             return value
 

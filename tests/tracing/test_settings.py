@@ -32,7 +32,11 @@ def test_what_is_exported(environ: dict[str, str], *, traces: bool, metrics: boo
     ("environ", "warning"),
     [
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "x"}, "OTEL_BSP_MAX_QUEUE_SIZE"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "inf"}, "OTEL_BSP_MAX_QUEUE_SIZE"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "nan"}, "OTEL_BSP_MAX_QUEUE_SIZE"),
+        ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "0.5"}, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
         ({"OTEL_BSP_SCHEDULE_DELAY": "-1"}, "OTEL_BSP_SCHEDULE_DELAY"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "1e300"}, "OTEL_BSP_SCHEDULE_DELAY"),
         ({"OTEL_TRACES_SAMPLER": "jaeger_remote"}, "OTEL_TRACES_SAMPLER"),
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER=zipkin"),
     ],
@@ -43,7 +47,8 @@ def test_wrong_values_warn_and_have_no_effect(
     settings = TracingSettings.of(environ)
     settings.make_sampler()
     assert warning in caplog.text
-    assert (settings.max_queue, settings.span_interval, settings.traces) == (2_048, 5.0, False)
+    assert (settings.max_queue, settings.max_batch, settings.span_interval) == (2_048, 512, 5.0)
+    assert not settings.traces
 
 
 def test_a_batch_fits_into_the_queue() -> None:
