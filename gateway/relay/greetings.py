@@ -11,6 +11,7 @@ import json
 import os
 
 from gateway.relay.places import blake2b
+from gateway.relay.record import REPLAYED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Greetings:
         self._path = place.greetings
         self._context = f"{place.config_digest} {json.dumps(options)}"
         self._key = ""
+        self._id: int | str = 0
         self._given: Any = None
 
     def answer(self, line: bytes) -> bytes | None:
@@ -40,9 +42,11 @@ class Greetings:
             request: Any = json.loads(line)
             if request["method"] != "initialize" or not isinstance(request["id"], int | str):
                 return None
-            text = self._context + json.dumps(request["params"], sort_keys=True)
-        except (ValueError, TypeError, KeyError, RecursionError):
+            params = {name: value for name, value in request["params"].items() if name != "_meta"}  # such as a trace
+            text = self._context + json.dumps(params, sort_keys=True)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
+        self._id = request["id"]
         self._key = blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
         self._given = self._read().get(self._key)
         if self._given is None:
@@ -52,13 +56,19 @@ class Greetings:
 
     def confirms(self, line: bytes) -> bool:
         """Return whether the gateway answers as the client was answered; keep a new answer."""
-        if not self._key or b'"serverInfo"' not in line:
+        if not self._key:
             return False
         try:
-            result: Any = json.loads(line)["result"]
-        except (ValueError, TypeError, KeyError):
+            message: Any = json.loads(line)
+            request_id, is_request = message["id"], "method" in message
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return False
+        if is_request or (request_id != self._id and not str(request_id).startswith(REPLAYED)):
             return False
         key, self._key = self._key, ""
+        result = message.get("result")
+        if not _is_object(result) or "serverInfo" not in result:
+            return False  # refused: what comes later answers another request
         if result == self._given:
             return True
         kept = self._read()

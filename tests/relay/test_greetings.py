@@ -56,6 +56,7 @@ def test_an_equal_request_gets_the_known_answer(greetings):
         (OPTIONS, "1", request(request_id=None)),
         (OPTIONS, "1", b"[" + request() + b"]"),
         (OPTIONS, "1", b'{"method": "initialize"}'),
+        (OPTIONS, "1", request(params=[PARAMS])),
         (OPTIONS, "1", b"no JSON \xff"),
         (OPTIONS, "1", b"[" * 100_000),
     ],
@@ -81,6 +82,30 @@ def test_a_different_answer_replaces_the_known_one(greetings):
 def test_errors_are_not_kept(greetings, answer):
     learn(greetings(), answer=answer)
     assert greetings().answer(request()) is None
+
+
+def test_nothing_after_a_refusal_is_kept(greetings):
+    refusal = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32602,"message":"no"}}'
+    one = greetings()
+    assert one.answer(request()) is None
+    for line in (refusal, response(request_id=2), response(request_id=1)):
+        assert not one.confirms(line)
+    assert greetings().answer(request()) is None
+
+
+def test_only_the_response_to_initialize_is_kept(greetings):
+    one = greetings()
+    assert one.answer(request()) is None
+    asked = b'{"jsonrpc":"2.0","id":1,"method":"roots/list","params":{},"result":{"serverInfo":1}}'
+    for line in (response({"serverInfo": {}}, request_id=7), asked, b"[" * 100_000):
+        assert not one.confirms(line)
+    assert not one.confirms(response())
+    assert json.loads(greetings().answer(request()))["result"] == RESULT
+
+
+def test_a_trace_of_the_client_makes_no_other_request(greetings):
+    learn(greetings(), request(PARAMS | {"_meta": {"traceparent": "00-1"}}))
+    assert greetings().answer(request(PARAMS | {"_meta": {"traceparent": "00-2", "progressToken": 3}})) is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"a":', b"\xff"])
