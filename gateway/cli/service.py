@@ -86,7 +86,9 @@ def systemd(command: Sequence[str], port: int, environ: Mapping[str, str]) -> Ma
     """Return the units of a user's systemd."""
     folder = Path(environ.get("XDG_CONFIG_HOME") or f"{home_of(environ)}/.config") / "systemd" / "user"
     units = (f"{NAME}.socket", f"{NAME}.service")
-    texts = (SOCKET.format(port=port), SERVICE.format(command=" ".join(map(unit_word, command))))
+    words = [unit_word(word) for word in command]
+    words[:1] = [word.replace("$$", "$") for word in words[:1]]  # the program: the only one without variables
+    texts = (SOCKET.format(port=port), SERVICE.format(command=" ".join(words)))
     user = ("systemctl", "--user")
     return Manager(
         {folder / unit: text.encode() for unit, text in zip(units, texts, strict=True)},
@@ -127,7 +129,8 @@ def launchd(command: Sequence[str], environ: Mapping[str, str]) -> Manager:
 
 def unit_word(word: str) -> str:
     """Return a word of a command line, quoted for systemd."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("%", "%%").replace("$", "$$")
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    escaped = escaped.replace("\n", "\\n").replace("\r", "\\r")  # systemd ends a line at either
     return escaped if _PLAIN.fullmatch(word) else f'"{escaped}"'
 
 
@@ -170,7 +173,11 @@ def _install(values: Values) -> int:
     config = load(values.config)
     port = ("--port", str(values.port)) if sys.platform == "darwin" else ()  # else the socket unit has it
     served = ("serve", "--config", str(values.config.absolute()), "--transport", "http", *port)
-    manager = _manager([*program_words(), *served], values.port)
+    try:
+        manager = _manager([*program_words(), *served], values.port)
+    except ValueError:  # not UTF-8, or for launchd a control character
+        problem = f"the path {str(values.config)!r} has characters that the file of a service cannot have"
+        raise CommandError(problem, "rename it") from None
     for path, data in manager.files.items():
         print(f"# {path}\n{data.decode()}", flush=True)
     if values.print:

@@ -122,6 +122,16 @@ def test_a_service_that_cannot_run_is_not_written(cli, tmp_path, words, status, 
     assert not folder(tmp_path).exists()
 
 
+@pytest.mark.parametrize(
+    ("platform", "name"), [("linux", "\udcff.json"), ("darwin", "\udcff.json"), ("darwin", "\1.json")]
+)
+def test_a_path_that_no_file_can_hold_is_refused(cli, tmp_path, monkeypatch, platform, name):
+    (tmp_path / name).write_bytes((tmp_path / "ours.json").read_bytes())
+    monkeypatch.setattr(sys, "platform", platform)
+    status, _, err = cli("install", "--config", name, "--print")
+    assert (status, "cannot have" in err) == (1, True), err
+
+
 def test_nothing_is_written_without_consent(cli, tmp_path, called):
     status, _, err = cli("install", "--config", "ours.json")
     assert (status, "--yes writes without asking" in err) == (1, True)
@@ -134,7 +144,15 @@ def test_a_managers_refusal_is_reported(cli, tmp_path, called):
     assert (status, "daemon-reload: exit status 1" in err, "run this again" in err) == (1, True, True)
 
 
-NAMES = ["plain.json", "my config.json", 'a"b\\c.json', "50%$HOME.json", "müsli.json", "two\nlines.json"]
+NAMES = [
+    "plain.json",
+    "my config.json",
+    'a"b\\c.json',
+    "50%$HOME.json",
+    "müsli.json",
+    "two\nlines.json",
+    "return\rFoo=.json",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,7 +166,10 @@ def test_systemd_reads_the_command_as_written(name):
 @pytest.mark.real("servers")
 def test_systemd_accepts_the_units(tmp_path):
     analyze = shutil.which("systemd-analyze") or pytest.skip("systemd-analyze is not on PATH")
-    manager = service.systemd(["/bin/echo", *NAMES], 8080, {"XDG_CONFIG_HOME": str(tmp_path)})
+    program = tmp_path / "a $HOME%h" / "echo"
+    program.parent.mkdir()
+    program.symlink_to("/bin/echo")
+    manager = service.systemd([str(program), *NAMES], 8080, {"XDG_CONFIG_HOME": str(tmp_path)})
     for path, data in manager.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -163,7 +184,7 @@ def words_of(line):
     """The words that systemd makes of a command line (systemd.service, "Command lines")."""
     words = re.findall(r'"((?:\\.|[^"\\])*)"|(\S+)', line)
     plain = (
-        re.sub(r"\\(.)", lambda found: {"n": "\n"}.get(found[1], found[1]), quoted) if quoted else bare
+        re.sub(r"\\(.)", lambda found: {"n": "\n", "r": "\r"}.get(found[1], found[1]), quoted) if quoted else bare
         for quoted, bare in words
     )
     return [word.replace("%%", "%").replace("$$", "$") for word in plain]
