@@ -31,6 +31,13 @@ NO_PROJECT: Final = Path("/nonexistent")
 _OTHERS: Final = 0o077
 
 
+def _is_relative(server: dict[str, Any]) -> bool:
+    """Return whether what a server runs depends on the folder in which the client was started."""
+    command, cwd = server.get("command"), server.get("cwd")
+    paths = [cwd, command if "/" in str(command) else None]
+    return any(isinstance(path, str) and path[:1] not in {"", "/", "~", "$"} for path in paths)
+
+
 class Moved(NamedTuple):
     """What moves from one client, and what to show about it."""
 
@@ -86,7 +93,7 @@ class TakeOver:
         for name in [name for name in found.servers if found.names[name] not in entries or found.names[name] == entry]:
             del found.servers[name]
         for name in found.servers:
-            if "workspaceFolder" in str(entries[found.names[name]]):
+            if "workspaceFolder" in str(entries[found.names[name]]) or _is_relative(found.servers[name]):
                 found.skipped[name] = "it depends on the folder of the client's project"
         plan = make_plan(found, self._servers, where)
         for name in plan.present:

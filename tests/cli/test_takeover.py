@@ -126,6 +126,8 @@ def test_nothing_moves_without_consent(cli, tmp_path, words, typed, moves):
     [
         ({"command": "x", "env": {"T": "${MY_TOKEN}"}}, "MY_TOKEN"),
         ({"command": "x", "args": ["${workspaceFolder}"]}, "project"),
+        ({"command": "./x"}, "project"),
+        ({"command": "x", "cwd": "folder"}, "project"),
         ({"command": "x", "args": 5}, "not a valid server"),
         (5, "not a valid server"),
         ({"command": "x", "call_timeout": -1, "cwd": "relative/../x\0"}, "stays"),
