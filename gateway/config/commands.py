@@ -5,6 +5,7 @@ Their output is a secret: no message contains it, nor a command's arguments.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
@@ -29,6 +30,9 @@ MAX_OUTPUT: Final = 64 * 1024
 EXIT_INTERVAL: Final = 0.01
 """Seconds between two checks whether a command with closed stdout has exited."""
 READ_BYTES: Final = 65_536
+
+_groups: Final[set[int]] = set()
+"""Process groups of running commands, for the end of the program."""
 
 
 class CommandFailed(ValueError):
@@ -116,6 +120,7 @@ class _Running:
             raise CommandFailed(f"{self._subject} cannot be run: {(exc.strerror or str(exc)).lower()}") from None
         finally:
             os.close(write)
+        _groups.add(self._pid)
         os.set_blocking(self.stdout, False)
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
@@ -171,8 +176,17 @@ class _Running:
             with contextlib.suppress(OSError):
                 os.killpg(self._pid, signal.SIGKILL)
                 os.waitpid(self._pid, 0)
+        _groups.discard(self._pid)
 
     def _close_stdout(self) -> None:
         if self.stdout >= 0:
             os.close(self.stdout)
             self.stdout = -1
+
+
+@atexit.register
+def _kill_all() -> None:
+    """Kill what still runs: a gateway that stops does not wait for the thread that reads its config."""
+    for group in tuple(_groups):
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from itertools import accumulate
@@ -19,6 +20,7 @@ from gateway.errors import ConfigError
 from gateway.reload.overlay import Overlay
 from gateway.reload.source import ConfigSource
 
+ROOT = str(Path(__file__).parents[2])
 ENVIRON = {"HOME": "/h", "PATH": os.environ["PATH"], "FROM": "outside"}
 
 
@@ -114,6 +116,27 @@ def test_a_hanging_command_is_killed_with_its_children(tmp_path, body):
     deadline = time.monotonic() + 10
     while any(map(is_alive, pids.read_text(encoding="utf-8").split())):
         assert time.monotonic() < deadline
+
+
+def test_no_command_outlives_the_program(tmp_path):
+    tool = script(tmp_path, "open('pid', 'w').write(str(os.getpid())); os.rename('pid', 'running'); time.sleep(60)")
+    body = f"""
+import os, threading, time
+from pathlib import Path
+from gateway.config.commands import run_commands
+
+threading.Thread(target=run_commands, args=([{str(tool)!r}], Path("."), os.environ), daemon=True).start()
+while not os.path.exists("running"):
+    time.sleep(0.01)
+"""
+    subprocess.run(
+        [sys.executable, "-c", body], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ROOT}, check=True, timeout=30
+    )
+    pid = int((tmp_path / "running").read_text(encoding="utf-8"))
+    deadline = time.monotonic() + 5
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_alive(pid)
 
 
 def test_only_a_file_may_name_commands():
