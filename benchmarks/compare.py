@@ -1,4 +1,4 @@
-"""Question: what does a call cost here, in the cells that a proxy in Rust has published?
+"""Question: what does a call cost in the cells published by a Rust proxy?
 
 Method: clients with 1, 8 and 32 sessions (streamable HTTP, legacy era, one call in flight each) call an echo backend
 over HTTP (`http_echo.py`) and the stdlib echo on pipes, directly and through the gateway; on pipes, directly means as

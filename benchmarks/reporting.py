@@ -1,4 +1,6 @@
-"""The gateway with a report of itself: `python -m benchmarks.reporting serve ...` is `mcp-gateway serve ...`.
+"""The gateway with a report of itself.
+
+`python -m benchmarks.reporting serve ...` is `mcp-gateway serve ...`.
 
 SIGUSR2 writes one JSON line about the gateway to stderr: trio's tasks, threads, file descriptors and memory.
 """

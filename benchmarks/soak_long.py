@@ -82,7 +82,7 @@ async def measure(seconds, clients, seed, tally, base):
 
 
 def config_with(base, http_port, sse_port, login_url, number):
-    """Return the config of one reload: unchanged servers, and those that change or come and go."""
+    """Return the config of one reload: unchanged, changing and temporary servers."""
     config = json.loads(json.dumps(base))
     config["gateway"]["session_idle_timeout"] = IDLE
     servers = config["mcpServers"]

@@ -1,4 +1,4 @@
-"""The clients of a long soak that take every path through the gateway, and those that break something.
+"""The clients of a long soak: on every path through the gateway, and destructive ones.
 
 The clients of the ordinary soak run beside them.
 """
@@ -122,7 +122,7 @@ class SseClient(Client):
 
 
 class Crasher(Caller):
-    """Makes a backend exit in the middle of a call, again and again; then calls it."""
+    """Makes a backend exit during a call, again and again; then calls it."""
 
     async def run(self, until):
         while trio.current_time() < until:
@@ -138,7 +138,7 @@ class Crasher(Caller):
 
 
 class LoginClient(Client):
-    """Calls a server behind OAuth, whose tokens are revoked before each call: the gateway logs in again."""
+    """Calls a server whose OAuth tokens are revoked before each call: a new login."""
 
     era = "legacy"
 

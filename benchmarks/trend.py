@@ -33,7 +33,10 @@ class Trend:
 
 
 def fit(points):
-    """Return the trend of [(time, value), ...], in order of time. Raises ValueError for too few."""
+    """Return the trend of [(time, value), ...], in order of time.
+
+    Raises ValueError for too few.
+    """
     first, last = points[0][0], points[-1][0]
     kept = [point for point in points if point[0] >= first + (last - first) * DISCARDED]
     if len(kept) < BLOCKS:

@@ -268,7 +268,7 @@ def test_one_call_works_for_every_load():
 
 
 def make_series(seed, slope=0.0, memory=0.0):
-    """Return samples of 600 s: a settling phase, then noise that remembers its last value, and a slope."""
+    """Return samples of 600 s: a settling phase, then correlated noise and a slope."""
     random, noise, points = Random(seed), 0.0, []
     for second in range(0, 600, 2):
         noise = memory * noise + random.gauss(0, 1)

@@ -340,6 +340,9 @@ WALL_CLOCK = {
     "httpd/exchange.py": "the field Date",
     "oauth_client/ledger.py": "expiry of a token",
     "oauth_client/token_store.py": "time of a login",
+    "tracing/durations.py": "start of the interval of a metric",
+    "tracing/exporting.py": "time of a metric",
+    "tracing/spans.py": "times of spans and their events",
 }
 """The modules that read the wall clock, which may jump by hours; all else is measured by monotonic clocks."""
 

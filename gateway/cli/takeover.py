@@ -32,7 +32,7 @@ _OTHERS: Final = 0o077
 
 
 def _is_relative(server: dict[str, Any]) -> bool:
-    """Return whether what a server runs depends on the folder in which the client was started."""
+    """Return whether a server's command depends on the folder of its client."""
     command, cwd = server.get("command"), server.get("cwd")
     paths = [cwd, command if "/" in str(command) else None]
     return any(isinstance(path, str) and path[:1] not in {"", "/", "~", "$"} for path in paths)

@@ -186,7 +186,7 @@ class _Running:
 
 @atexit.register
 def _kill_all() -> None:
-    """Kill what still runs: a gateway that stops does not wait for the thread that reads its config."""
+    """Kill what still runs: a stopping gateway does not wait for its config's thread."""
     for group in tuple(_groups):
         with contextlib.suppress(OSError):
             os.killpg(group, signal.SIGKILL)

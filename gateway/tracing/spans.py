@@ -120,7 +120,7 @@ _K = TypeVar("_K")
 
 
 def keep_kind(kinds: dict[_K, RequestKind], key: _K, kind: RequestKind) -> None:
-    """Keep a kind for later requests, unless its target is long; forget all others when there are too many."""
+    """Keep a kind for later requests, unless it is long; forget all if too many."""
     if len(kind.operation.method) + len(kind.operation.target) > MAX_KEPT:
         return
     if len(kinds) >= MAX_KINDS:

@@ -119,11 +119,16 @@ def test_an_unread_response_delays_no_other_call(kind: str) -> None:
 @each
 def test_over_the_total_bound_the_largest_connection_closes(kind: str) -> None:
     async def body(app: Any, runtime: GatewayRuntime) -> None:
-        runtime.buffers.most = SIZE // 2
-        slow = Visitor(app, "a.big", n=SIZE)
+        runtime.buffers.most = SIZE + SIZE // 2
+        slow, other = Visitor(app, "a.big", n=SIZE), Visitor(app, "a.big", n=SIZE)
+        other.reading.set()
         with anyio.fail_after(15):
-            await slow.run()
+            async with anyio.create_task_group() as group:
+                group.start_soon(slow.run)
+                await until(lambda: runtime.buffers.used > SIZE)
+                group.start_soon(other.run)  # its result makes room
         assert not slow.is_complete
+        assert other.is_complete
         assert (await Visitor(app, "a.echo", text="x").read())["result"]["content"][0]["text"] == "x"
 
     run(kind, body)
