@@ -1,4 +1,4 @@
-"""A backend over HTTP that is no bottleneck, with the tool `echo`.
+"""A backend over HTTP fast enough not to be the limit, with the tool `echo`.
 
 `python -m benchmarks.http_echo` serves on a free port, both eras, on trio and httptools, with one task for each
 connection, and answers with JSON. Its address is on stderr, as the gateway's; it ends on SIGTERM. Requests on one

@@ -3,8 +3,8 @@
 CPU time of a call in the gateway, and calls a second over direct.
 
 Method: one gateway, legacy HTTP clients, 16 connections with one session each; in turn the stdlib echo on pipes, and
-the echo over HTTP (`http_echo.py`), which is also called directly to show that it is no bottleneck. Then the server on
-the SDK over HTTP, with 32 sessions, through the gateway and directly. CPU time is that of the gateway's process, which
+the echo over HTTP (`http_echo.py`), which is also called directly to show its own rate. Then the server on the SDK over
+HTTP, with 32 sessions, through the gateway and directly. CPU time is that of the gateway's process, which
 other work on the same cores hardly changes.
 """
 

@@ -68,4 +68,5 @@ class AwakeClock(trio.abc.Clock):
 
 def elapsed_time() -> float:
     """Return seconds since an arbitrary time, including sleep of the machine."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+    clock: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
+    return time.monotonic() if clock is None else time.clock_gettime(clock)

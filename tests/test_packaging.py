@@ -269,13 +269,14 @@ def test_the_tests_with_real_peers_run_on_demand(clone: Clone, arguments: tuple[
     assert clone.run(*arguments, command=clone.root / "bin" / "test") == (0, expected, "")
 
 
-@pytest.mark.parametrize("failing", ["ruff check", "pyright", "flake8_async", "mkdocs", ""])
+@pytest.mark.parametrize("failing", ["ruff check", "pythonplatform", "flake8_async", "mkdocs", ""])
 def test_a_gate_that_fails_is_named_and_shown(clone: Clone, failing: str) -> None:
     clone.fake_dev_venv(f'case "$*" in *"{failing or "no gate"}"*) echo wrong; exit 1 ;; esac')
     for tool in ("sed", "cat", "mktemp", "rm"):
         (clone.path / tool).symlink_to(shutil.which(tool) or pytest.skip(f"no {tool}"))
     code, out, err = clone.run(command=clone.root / "bin" / "check")
-    name = {"mkdocs": "docs"}.get(failing, failing.replace(" ", "-").replace("_", "-"))
+    names = {"mkdocs": "docs", "pythonplatform": "pyright-darwin"}
+    name = names.get(failing, failing.replace(" ", "-").replace("_", "-"))
     assert (code, err) == ((1, f"bin/check: failed: {name}\n") if failing else (0, ""))
     assert re.findall(r"FAIL  (.*)\n +(.*)", out) == ([(name, "wrong")] if failing else [])
     gates = re.findall(r"^gate (\S+)", (ROOT / "bin" / "check").read_text(encoding="utf-8"), re.MULTILINE)

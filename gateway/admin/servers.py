@@ -296,7 +296,7 @@ def _hint(supervisor: Supervisor) -> str | None:
         return None
     errors = (one for one in reversed(supervisor.history.errors) if one.call is None)
     last = next(errors, None)
-    if last is None or last.code is None or last.error != SECRETS.mask(supervisor.last_error)[:MAX_TEXT]:
+    if last is None or last.code is None or last.error != SECRETS.mask_briefly(supervisor.last_error, MAX_TEXT):
         return None
     return HINTS.get(last.code) or CODES[last.code].remedy
 

@@ -27,7 +27,7 @@ _TOKEN: Final = re.compile(
 )
 _USER: Final = re.compile(r"://[^/@\s:]*:([^/@\s]+)@")
 _HARMLESS: Final = re.compile(r"(?i)\d+(\.\d+)?|[~./].*|[a-z][a-z0-9+.-]*://.*|basic|bearer|.*\s.*", re.DOTALL)
-"""Numbers, paths, addresses, and words that are no secret although their name suggests one."""
+"""Numbers, paths, addresses, and words that are not secrets, despite their names."""
 
 
 def plain_secrets(server: ServerConfig) -> list[str]:

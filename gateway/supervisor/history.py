@@ -167,8 +167,8 @@ class CallStats:
         return {tool: _percentiles(times) for tool, times in found.items()}
 
     def _keep(self, call: str | None, text: str, code: str | None) -> None:
-        named = None if call is None else SECRETS.mask(call)[:MAX_TEXT]  # a client's URI
-        self.errors.append(ErrorRecord(now_iso(), named, SECRETS.mask(text)[:MAX_TEXT], code))
+        named = None if call is None else SECRETS.mask_briefly(call, MAX_TEXT)  # a client's URI
+        self.errors.append(ErrorRecord(now_iso(), named, SECRETS.mask_briefly(text, MAX_TEXT), code))
 
 
 def _percentiles(durations: Iterable[float]) -> Latency:

@@ -105,7 +105,7 @@ def span_attributes(operation: Operation) -> dict[str, str | int]:
     found: dict[str, str | int] = {"mcp.method.name": method[:MAX_VALUE]}
     attribute = TARGETS.get(method)
     if attribute is not None and target:
-        found[attribute] = SECRETS.mask(target)[:MAX_VALUE] if attribute == URI else target[:MAX_VALUE]
+        found[attribute] = SECRETS.mask_briefly(target, MAX_VALUE) if attribute == URI else target[:MAX_VALUE]
     if method == "tools/call":
         found["gen_ai.operation.name"] = "execute_tool"
     if version:
@@ -195,4 +195,4 @@ def _tool_ending(outcome: Outcome | None, method: str) -> Ending:
 
 
 def _brief(message: str) -> str:
-    return SECRETS.mask(message)[:MAX_STATUS]
+    return SECRETS.mask_briefly(message, MAX_STATUS)

@@ -162,7 +162,7 @@ async def ask(app: Any, endpoint: Endpoint, kind: Kind) -> FakeExchange:
     exchange.scope |= {"path": endpoint.path, "query_string": query.encode()}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(app, exchange.scope, exchange.receive, exchange.send)
-        if endpoint.path.startswith(("/sse", "/events")):
+        if endpoint.path.startswith(("/sse", "/events")) or endpoint.path.endswith("/stderr"):
             await settle()
             exchange.gone.set()
     return exchange

@@ -145,7 +145,7 @@ async def test_json_is_a_line_each_time(tmp_path):
         assert [json.loads(line) for line in found.splitlines()[:2]] == [[], []]
 
 
-async def test_it_ends_at_once_when_nobody_reads(tmp_path):
+async def test_it_ends_at_once_without_a_reader(tmp_path):
     async with run_process(command("3600"), env={"MCP_GATEWAY_STATE_DIR": str(tmp_path)}) as running:
         await read_until(running.process, b"no gateway is running")
         await running.process.stdout.aclose()

@@ -68,7 +68,7 @@ FOREIGN: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
-LONG = {"read_events", "read_metrics"}
+LONG = {"read_events", "read_metrics", "read_stderr"}
 """Operations whose answer has no end, or is made in a thread: not for a clock that jumps."""
 
 

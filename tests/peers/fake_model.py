@@ -1,4 +1,4 @@
-"""A stand-in for the model of real agents.
+"""A replacement for the model of real agents.
 
 `fake_model.py ENDING ARGUMENTS` prints its port. It calls the tool whose name ends so and repeats the result, in the
 formats of three APIs: Anthropic's messages, and OpenAI's responses and chat completions, all streamed.

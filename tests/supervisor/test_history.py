@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from gateway.calls import Era, Failure
+from gateway.masking import SECRETS
 from gateway.supervisor.history import MAX_TEXT, MAX_TIMES, CallStats, Latency
 from tests.support.fakes import make_pending
 
@@ -35,6 +36,22 @@ async def test_errors_keep_little_of_what_a_client_called() -> None:
     stats.ended(pending, 0.001)
     (kept,) = stats.errors
     assert kept.call is not None
-    assert (len(kept.call), kept.call[:7]) == (MAX_TEXT, "memo://")
-    assert len(kept.error) == MAX_TEXT
+    assert (len(kept.call), kept.call[:7]) == (MAX_TEXT + len("..."), "memo://")
+    assert len(kept.error) == MAX_TEXT + len("...")
     await trio.lowlevel.checkpoint()
+
+
+async def test_a_long_text_is_cut_before_it_is_masked() -> None:
+    """The cost of masking grows with the parts of a text that resemble a secret."""
+    holder, secret = object(), "github_pat_0123456789"
+    SECRETS.hold(holder, [secret])
+    try:
+        stats = CallStats()
+        pending = make_pending("github" * 1_000_000, method="resources/read")
+        pending.finish(Failure(-32002, f"{secret} {'github' * 1_000_000}", None, Era.LEGACY))
+        with trio.fail_after(5):
+            stats.ended(pending, 0.001)
+            await trio.lowlevel.checkpoint()
+        assert secret not in stats.errors[0].error
+    finally:
+        SECRETS.release(holder)

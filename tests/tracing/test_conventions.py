@@ -97,4 +97,4 @@ def test_texts_of_peers_are_cut() -> None:
     assert len(conventions.span_name(operation)) <= conventions.MAX_VALUE
     assert len(conventions.span_attributes(operation)["mcp.method.name"]) <= conventions.MAX_VALUE
     failure = Failure(-32603, long, None, Era.LEGACY)
-    assert len(conventions.client_ending(failure, "ping").message) == conventions.MAX_STATUS
+    assert len(conventions.client_ending(failure, "ping").message) == conventions.MAX_STATUS + len("...")
