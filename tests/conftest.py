@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     chosen.choose(config.option.real)
+    # A shell's job in the background ignores it, and so would all processes that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # pytest-xdist would begin with the files of most tests, which take no time.
     config.option.loadscopereorder = False
     config.addinivalue_line("markers", "leak_check: fail if a child process, an open file or a thread is left behind")
