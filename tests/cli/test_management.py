@@ -217,7 +217,7 @@ SECRET_FLAGS = [
 
 
 def test_every_command_with_a_secret_is_listed():
-    assert {name for name, _ in SECRET_FLAGS} == {"serve", "reload", "restart", "enable", "disable"}
+    assert {name for name, _ in SECRET_FLAGS} == {"serve", "reload", "restart", "enable", "disable", "doctor"}
 
 
 @pytest.mark.parametrize("by", ["flag", "flag=", "variable"])

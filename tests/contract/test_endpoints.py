@@ -69,10 +69,13 @@ async def send(client, method, target, body=b"", **headers):
             return exchange.status, exchange.headers, await exchange.read_body()
 
 
+STREAMS = {"read_events", "read_stderr"}  # they have no end
+
+
 def endpoints(paths):
     found = [place.rstrip("/") for place in paths.values() if place != "/"]
     found += [f"{place}/v" for place in found] + [f"{place}/nowhere" for place in found]
-    admin = {one.path.replace("{name}", "echo") for one in OPERATIONS if one.name != "read_events"}
+    admin = {one.path.replace("{name}", "echo") for one in OPERATIONS if one.name not in STREAMS}
     return [*found, *sorted(admin), "/nothing", "/.well-known/oauth-protected-resource"]
 
 
