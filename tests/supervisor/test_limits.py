@@ -483,4 +483,4 @@ async def test_kept_errors_are_bounded_in_number_and_length(autojump_clock: Mock
     assert (history.errors[-1].call, history.errors[-1].error) == (None, "exited with status 3")
     assert history.errors[-2].call == "x"
     assert history.errors[-2].error.startswith(f"error -32000: {MAX_ERRORS + 4} ")
-    assert len(history.errors[-2].error) == 300
+    assert len(history.errors[-2].error) == 300 + len("...")
