@@ -29,7 +29,6 @@ from gateway.errors import ConfigError
 from gateway.frontends.modern.request_state import RequestStateCodec
 from gateway.frontends.modern.suspended_calls import SuspendedCalls
 from gateway.frontends.request_handler import RequestHandler
-from gateway.frontends.traced import TracedRequestHandler
 from gateway.masking import SECRETS
 from gateway.router import Router
 from gateway.supervisor.fleet import Fleet
@@ -140,6 +139,8 @@ class GatewayRuntime:
         if tracing is None:
             self.handler = RequestHandler(self.router, VERSION, self.suspended_calls, lineage.names)
         else:
+            from gateway.frontends.traced import TracedRequestHandler
+
             self.handler = TracedRequestHandler(self.router, VERSION, self.suspended_calls, lineage.names, tracing)
         self.stopping = trio.Event()
         """Set when the gateway begins to stop."""

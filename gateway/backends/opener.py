@@ -20,8 +20,6 @@ from gateway.backends.stdio import open_stdio
 from gateway.budget import MAX_BUFFERED_BYTES, Budget
 from gateway.calls import Era
 from gateway.eras.requests import Hop
-from gateway.tracing.conventions import PIPE, Network
-from gateway.tracing.spans import BackendSpans
 from gateway.version import VERSION
 
 if TYPE_CHECKING:
@@ -37,7 +35,8 @@ if TYPE_CHECKING:
     from gateway.oauth_client.logins import Logins
     from gateway.processes.guard import ChildGuard
     from gateway.store import Store
-    from gateway.tracing.spans import Tracing
+    from gateway.tracing.conventions import Network
+    from gateway.tracing.spans import BackendSpans, Tracing
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -96,8 +95,11 @@ class SessionOpener:
     ) -> AsyncGenerator[Session]:
         """Open a session; see `gateway.backends.session.interface.Opener`."""
         hop = self._hop if capabilities is None else msgspec.structs.replace(self._hop, capabilities=capabilities)
-        traced = None if self._tracing is None else BackendSpans(self._tracing, config.name, network_of(config))
-        if traced is not None:
+        traced: BackendSpans | None = None
+        if self._tracing is not None:
+            from gateway.tracing.spans import BackendSpans
+
+            traced = BackendSpans(self._tracing, config.name, network_of(config))
             hop = msgspec.structs.replace(hop, tracing=traced)
         opened: AbstractAsyncContextManager[Session]
         if config.transport == "stdio":
@@ -137,6 +139,8 @@ class SessionOpener:
 
 def network_of(config: ServerConfig) -> Network:
     """Return what carries the requests to a server."""
+    from gateway.tracing.conventions import PIPE, Network
+
     if config.url is None:
         return PIPE
     if config.unix_socket is not None:
