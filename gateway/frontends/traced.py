@@ -5,6 +5,7 @@ A call without a task has its span from its delivery (`Delivery.begin`); all oth
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +20,8 @@ from gateway.telemetry import works_within
 from gateway.tracing.spans import RequestTrace
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from gateway.calls import Call, Caller, Failure, Identity, Outcome, ServerRequest, Trace
     from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession
@@ -49,6 +52,19 @@ class TracedRequestHandler(RequestHandler):
         request_id = message.id if isinstance(message.id, int | str) else ""
         return self._tracing.begin(method, target, request_id, caller, members)
 
+    @contextmanager
+    def _answering(self, trace: RequestTrace, era: Era) -> Generator[None]:
+        """End the span if an exception ends this block."""
+        try:
+            with works_within(trace.ids):
+                yield
+        except GatewayError as exc:
+            trace.responded(self.encode_error(None, exc, era)[1], exc)
+            raise
+        except BaseException:
+            trace.cancelled("the client cancelled the request")
+            raise
+
     def introduce(self, message: Message, identity: Identity = ANYBODY) -> ClientIntroduction:
         """Begin the span of `initialize`; `greeting` ends it."""
         trace = self._begin(message, None)
@@ -74,15 +90,8 @@ class TracedRequestHandler(RequestHandler):
     async def legacy(self, message: Message, session: LegacySession, trace: Trace | None = None) -> bytes | CallStream:
         """Answer a legacy request, or forward it."""
         trace = self._begin(message, session.caller)
-        try:
-            with works_within(trace.ids):
-                answer = await super().legacy(message, session, trace)
-        except GatewayError as exc:
-            trace.responded(self.encode_error(None, exc, Era.LEGACY)[1], exc)
-            raise
-        except BaseException:
-            trace.cancelled("the client cancelled the request")
-            raise
+        with self._answering(trace, Era.LEGACY):
+            answer = await super().legacy(message, session, trace)
         if isinstance(answer, bytes):
             trace.responded(None, None)
         return answer
@@ -90,15 +99,8 @@ class TracedRequestHandler(RequestHandler):
     async def modern(self, call: Call, request_id: Id = "") -> bytes | CallStream:
         """Answer a modern request, or forward it."""
         call.trace = trace = self._tracing.begin_call(call, request_id)
-        try:
-            with works_within(trace.ids):
-                answer = await super().modern(call, request_id)
-        except GatewayError as exc:
-            trace.responded(self.encode_error(None, exc, Era.MODERN)[1], exc)
-            raise
-        except BaseException:
-            trace.cancelled("the client cancelled the request")
-            raise
+        with self._answering(trace, Era.MODERN):
+            answer = await super().modern(call, request_id)
         if isinstance(answer, bytes):
             trace.responded(None, None)
         elif isinstance(answer.call.trace, RequestTrace) and answer.call is not call:
