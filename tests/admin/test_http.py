@@ -331,7 +331,7 @@ async def test_restart_disable_and_enable(tmp_path: Path, autojump_clock: MockCl
         _, servers = await harness.ask("GET", "/servers")
         assert servers["details"]["off"]["origin"] == "file, changed by api"
         for action in ("restart", "enable", "disable"):
-            assert (await harness.ask("POST", f"/servers/nobody/{action}"))[0] == 404
+            assert (await harness.ask("POST", f"/servers/missing/{action}"))[0] == 404
 
 
 async def test_readiness_follows_the_required(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -62,7 +62,7 @@ async def test_items_have_both_names_and_no_secret(tmp_path: Path, autojump_cloc
         assert (found["prompts"], found["resources"], found["templates"]) == ([], [], [])
         assert SECRET not in json.dumps(found)
         assert (await harness.ask("GET", "/servers/off/items"))[1]["tools"] == []
-        assert (await harness.ask("GET", "/servers/nobody/items"))[0] == 404
+        assert (await harness.ask("GET", "/servers/missing/items"))[0] == 404
 
 
 async def test_processes_show_their_usage(tmp_path: Path, autojump_clock: MockClock) -> None:
@@ -77,7 +77,7 @@ async def test_processes_show_their_usage(tmp_path: Path, autojump_clock: MockCl
         assert found["processes"][0]["memory"] > 1_000_000
         assert found["processes"][0]["cpu"] > 0
         assert (await harness.ask("GET", "/tree"))[1]["backends"][0]["processes"] == [os.getpid(), os.getppid()]
-        assert (await harness.ask("GET", "/servers/nobody/processes"))[0] == 404
+        assert (await harness.ask("GET", "/servers/missing/processes"))[0] == 404
 
 
 async def test_a_call_is_cancelled_at_client_and_backend(tmp_path: Path, autojump_clock: MockClock) -> None:

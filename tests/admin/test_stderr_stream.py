@@ -65,7 +65,7 @@ async def test_readers_of_stderr_are_bounded(tmp_path: Path, autojump_clock: Moc
     async with open_harness(tmp_path) as harness, trio.open_nursery() as nursery:
         readers = [await read_stderr(harness, nursery) for _ in range(MAX_STREAMS)]
         assert (await harness.ask("GET", "/servers/a/stderr"))[0] == 503
-        assert (await harness.ask("GET", "/servers/nobody/stderr"))[0] == 404
+        assert (await harness.ask("GET", "/servers/missing/stderr"))[0] == 404
         readers[0].gone.set()
         await settle()
         assert (await read_stderr(harness, nursery, "off")).status == 200
