@@ -3,8 +3,9 @@
 Method: a light client has one connection and 50 calls a second that are due at fixed times (open loop: a latency counts
 from when the call was due). Beside it runs, in turn within each round: nothing; a client with 16 connections that calls
 without a pause; the same two before the bare app on stock Hypercorn, the effect that any server would have; 32
-connections whose calls to a second, slow backend take 100 ms each; 8 connections that ask for 1 MB and never read it.
-The backend is the stdlib echo. The target is the light client's p99 under the flood over the bare app's, in a round.
+connections whose calls to a second, slow backend take 100 ms each; 8 connections that ask for 1 MB and never read it; 4
+connections that get results of 80 MB one after another, from a third backend. The backends are the stdlib echo. The
+target is the light client's p99 under the flood over the bare app's, in a round.
 Units: ms, ratio.
 """
 
@@ -14,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 from benchmarks import progress
 from benchmarks.plots import percentiles
-from benchmarks.processes import backend, load, loading, serving_bare, serving_gateway
+from benchmarks.processes import backend, config_of, load, loading, serving_bare, serving_config
 from benchmarks.table import Claim, Figure, Table, ratios
 from benchmarks.wire import Connection, encode, make_message
 
@@ -24,6 +25,8 @@ SLOW = 32  # connections to the slow backend
 SLOW_SECONDS = 0.1
 READERS = 8
 BIG = 1_000_000  # bytes that a slow reader asks for
+HUGE = 80_000_000  # bytes of a result
+HUGE_CONNECTIONS = 4
 LEAD = 1.0  # seconds that the others run longer than the light client, so that it is never alone
 
 
@@ -36,15 +39,22 @@ def run(options):
     rounds = options.rounds or (1 if options.quick else 5)
     seconds = options.seconds or (1.0 if options.quick else 6.0)
     results = {}
-    progress.plan(rounds * 12)  # the load beside it counts too
-    with serving_bare() as bare, serving_gateway({"echo": backend(), "slow": backend()}) as gateway:
-        gateway.wait_ready(2)
+    progress.plan(rounds * 14)  # the load beside it counts too
+    with serving_bare() as bare, serving_config(make_config()) as gateway:
+        gateway.wait_ready(3)
         for _ in range(rounds):
             for name, (port, check, others) in situations(bare.port, gateway.port, seconds).items():
                 progress.step(name)
                 with others():
                     results.setdefault(name, []).append(load(**light(port, check, seconds)))
     return make_claims(results), make_details(results)
+
+
+def make_config():
+    config = config_of(dict.fromkeys(("echo", "slow", "huge"), backend()))
+    config["mcpServers"]["huge"]["max_line_bytes"] = 2 * HUGE
+    config["gateway"] = {"max_buffered_bytes": 4 * HUGE_CONNECTIONS * HUGE}
+    return config
 
 
 def light(port, check, seconds):
@@ -60,6 +70,7 @@ def situations(bare_port, gateway_port, seconds):
     def beside(**spec):
         return lambda: loading(**call | lasting | spec)
 
+    huge = {"tool": "huge.big", "check": "any", "arguments": {"n": HUGE}, "connections": HUGE_CONNECTIONS}
     slow = {"tool": "slow.sleep", "check": "any", "arguments": {"seconds": SLOW_SECONDS}}
     return {
         "bare, alone": (bare_port, "constant", nothing),
@@ -68,6 +79,7 @@ def situations(bare_port, gateway_port, seconds):
         "gateway, flood": (gateway_port, "echo", beside(port=gateway_port, connections=FLOOD)),
         "gateway, slow backend": (gateway_port, "echo", beside(port=gateway_port, connections=SLOW, **slow)),
         "gateway, slow readers": (gateway_port, "echo", lambda: slow_readers(gateway_port)),
+        "gateway, large results": (gateway_port, "echo", beside(port=gateway_port, **huge)),
     }
 
 
@@ -99,7 +111,8 @@ def make_claims(results):
     ]
     names = ("alone", "flood", "slow backend", "slow readers")
     told = [Claim(f"p99 of a light client, {name}", Figure.of(p99(f"gateway, {name}")), "ms", 1e3) for name in names]
-    return claims + told
+    beside = f"p99 of a light client, {HUGE_CONNECTIONS} x {HUGE / 1e6:.0f} MB"
+    return [*claims, *told, Claim(beside, Figure.of(p99("gateway, large results")), "ms", 1e3, most=60)]
 
 
 def make_details(results):

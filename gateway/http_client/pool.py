@@ -38,6 +38,7 @@ MAX_KEEP_ALIVE: Final = 60.0
 KEEPALIVE_IDLE: Final = 30
 """Seconds until the kernel probes the peer of a silent connection, which may wait for hours on a stream."""
 KEEPALIVE_INTERVAL: Final = 10
+_FIRST_ERROR: Final = 400
 _TIMEOUT: Final = re.compile(r"(?:^|[\s,])timeout=(\d{1,9})", re.ASCII | re.IGNORECASE)
 
 
@@ -51,7 +52,7 @@ class _NotSent(Exception):
 class _Connection:
     """One connection."""
 
-    __slots__ = ("expires_asleep_at", "expires_at", "parser", "wire")
+    __slots__ = ("_is_broken", "expires_asleep_at", "expires_at", "parser", "wire")
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
@@ -59,6 +60,7 @@ class _Connection:
         self.expires_at = 0.0
         self.expires_asleep_at = 0.0
         """The same by a clock that runs while the machine sleeps: its peer is not asleep."""
+        self._is_broken = False
 
     async def send(self, request: bytes) -> None:
         """Send a request and receive the head of its response.
@@ -66,24 +68,53 @@ class _Connection:
         Raises:
             _NotSent, ConnectionError, InvalidResponse, TooSlowError: see `Wire.flush`.
         """
-        wire, parser = self.wire, self.parser
-        parser.expect()
-        is_sent = True
+        self.parser.expect()
         try:
-            wire.send_nowait(request)
-            if wire.unsent:
-                await wire.flush()
-        except (OSError, trio.ClosedResourceError):
-            is_sent = False  # but the server may have answered before it closed the connection
+            self.wire.send_nowait(request)
+        except OSError:
+            self._is_broken = True  # but the server may have answered before it closed the connection
+        if self.wire.unsent:
+            await self._send_rest()
+        else:
+            await self._receive_head()
+
+    async def _send_rest(self) -> None:
+        """Send the rest of a large request, and receive: the server may refuse it before it has read all of it."""
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def flush() -> None:
+                nonlocal problem
+                try:
+                    await self.wire.flush()
+                except trio.TooSlowError as error:
+                    problem = error
+                    nursery.cancel_scope.cancel()
+                except (OSError, trio.ClosedResourceError):
+                    self._is_broken = True
+
+            nursery.start_soon(flush)
+            try:
+                await self._receive_head()
+            except (_NotSent, ConnectionError, InvalidResponse) as error:
+                problem = error
+            if problem is not None or self.parser.status_code >= _FIRST_ERROR:
+                nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+        if self.wire.unsent:
+            self.parser.keeps_alive = False
+
+    async def _receive_head(self) -> None:
         is_silent = True
-        while not parser.is_answered:
-            data = await wire.receive()
-            if not data and is_silent and not is_sent:
+        while not self.parser.is_answered:
+            data = await self.wire.receive()
+            if not data and is_silent and (self._is_broken or self.wire.unsent):
                 raise _NotSent
             if not data:
                 raise ConnectionError("the server closed it without a complete response")
             is_silent = False
-            parser.receive(data)
+            self.parser.receive(data)
 
 
 class DirectResponse:

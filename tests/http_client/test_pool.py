@@ -44,6 +44,16 @@ async def client_of(url: str, *, patience: float = PATIENCE, **fields: Any) -> A
         nursery.cancel_scope.cancel()
 
 
+def tls_of(folder: Path) -> tuple[ssl.SSLContext, dict[str, str]]:
+    """The TLS context of a server, and what its client's config needs."""
+    for name, issuer in (("ca", None), ("server", "ca")):
+        make_certificate(folder, name, issuer)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context, {"ca_file": str(folder / "ca.pem")}
+
+
 async def post(http: HttpClient, body: bytes = b"{}") -> tuple[int, bytes]:
     async with http.exchange("POST", http.base_headers, body) as response:
         return response.status_code, await read_body(response, 1_000)
@@ -284,17 +294,38 @@ async def test_a_new_connection_that_is_cut_is_not_tried_again() -> None:
         assert server.connections == 1
 
 
-async def test_an_answer_before_the_request_was_complete_counts() -> None:
+@pytest.mark.parametrize("reads_on", [True, False])
+@pytest.mark.parametrize("secure", [True, False])
+async def test_a_refusal_before_the_request_was_complete_counts(reads_on: bool, secure: bool, tmp_path: Path) -> None:
     async def script(connection: RawConnection) -> None:
         await connection.stream.receive_some(1)
-        await connection.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await connection.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
+        if not reads_on:
+            await trio.sleep_forever()
         with trio.move_on_after(0.2):  # a server that drains a little, as most do
             while await connection.stream.receive_some():
                 pass
 
+    context, fields = tls_of(tmp_path) if secure else (None, {})
+    async with (
+        open_raw_server(script, tls=context) as server,
+        client_of(server.url, connect_timeout=60, **fields) as http,
+    ):
+        for body in (b" " * LARGE, b"{}"):
+            async with http.exchange("POST", [], body) as response:
+                assert response.status_code == 413
+        assert server.connections == 2  # the first one lacks the rest of its request
+
+
+async def test_a_head_before_the_request_was_complete_is_no_refusal() -> None:
+    async def script(connection: RawConnection) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        assert len(await connection.request()) > LARGE
+        await connection.send(b"ok")
+        await answer_ok(connection)
+
     async with open_raw_server(script) as server, client_of(server.url) as http:
-        async with http.exchange("POST", [], b" " * LARGE) as response:
-            assert response.status_code == 413
+        assert [await outcome_of(http, b" " * LARGE), await outcome_of(http)] == ["ok", "ok"]
         assert server.connections == 1
 
 
@@ -402,12 +433,8 @@ async def test_a_connection_that_is_not_accepted_is_bounded() -> None:
 
 
 async def test_a_tls_connection_is_reused(tmp_path: Path) -> None:
-    for name, issuer in (("ca", None), ("server", "ca")):
-        make_certificate(tmp_path, name, issuer)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    async with open_raw_server(tls=context) as server, client_of(server.url, ca_file=str(tmp_path / "ca.pem")) as http:
+    context, fields = tls_of(tmp_path)
+    async with open_raw_server(tls=context) as server, client_of(server.url, **fields) as http:
         for body in (b"{}", b" " * LARGE, b"{}"):
             assert await post(http, body) == (200, b"ok")
         assert server.connections == 1
