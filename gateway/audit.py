@@ -125,7 +125,9 @@ class Audit:
             outcome = pending.outcome
             word, code, reason = _ending(pending.call, outcome)
             size, crash = 0, None
-            if isinstance(outcome, Complete | InputRequired):
+            if isinstance(outcome, Complete):
+                size = outcome.size
+            elif isinstance(outcome, InputRequired):
                 size = len(outcome.result)
             elif isinstance(outcome, Failure):
                 size = len(outcome.data or b"")

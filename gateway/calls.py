@@ -21,7 +21,7 @@ from gateway.jsonrpc import ABSENT, EMPTY_OBJECT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from gateway.jsonrpc import Id
+    from gateway.jsonrpc import Id, LongStrings
 
 
 class Era(enum.StrEnum):
@@ -306,6 +306,17 @@ class Complete(msgspec.Struct, frozen=True, gc=False):
 
     result: bytes
     era: Era
+    strings: LongStrings | None = None
+    """Those set aside from a large result, for which `result` has placeholders."""
+
+    @property
+    def size(self) -> int:
+        """The number of bytes of the result."""
+        return len(self.result) + (0 if self.strings is None else self.strings.size)
+
+    def whole(self) -> bytes:
+        """Return the result with all of its strings."""
+        return self.result if self.strings is None else b"".join(self.strings.restore(self.result))
 
 
 class InputRequired(msgspec.Struct, frozen=True, gc=False):

@@ -256,7 +256,7 @@ class Router:
             if call.method == "resources/read" and pending.own_name.startswith(uris.PAGE) and shows_apps(call.caller):
                 self._pages.learn(call.caller, pending.backend)
             result = publish(self.fleet.snapshot(call.caller.scope).uris, self._links, asked, outcome.result)
-            return outcome if result is outcome.result else Complete(result, outcome.era)
+            return outcome if result is outcome.result else Complete(result, outcome.era, outcome.strings)
         if isinstance(outcome, Failure):
             data = publish_error(asked, outcome.data)
             return outcome if data is outcome.data else Failure(outcome.code, outcome.message, data, outcome.era)

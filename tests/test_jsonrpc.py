@@ -103,19 +103,6 @@ def test_recover_id_finds_what_decode_would_have_found(request_id: int | str, va
     assert jsonrpc.recover_id(last) == request_id
 
 
-FILLER = b'{"a":"' + b"x" * jsonrpc.LARGE_BYTES
-QUOTES = FILLER + b'\\"' * (2 * jsonrpc.MAX_JUMPS)
-
-
-@pytest.mark.parametrize("text", [FILLER, QUOTES], ids=["few quotes", "many quotes"])
-@pytest.mark.parametrize("needle", [b'"_meta"', b'esourceUri"', b"\\u"])
-def test_contains_finds_what_in_does(text: bytes, needle: bytes) -> None:
-    assert not jsonrpc.contains(text, needle)
-    for value in (text + needle, needle + text, text[:100] + needle + text, needle):
-        assert jsonrpc.contains(value, needle)
-    assert jsonrpc.contains(text + needle[1:], needle) is (needle in text + needle[1:])
-
-
 def test_recover_id_looks_at_the_ends_only() -> None:
     filler = b"x" * jsonrpc.EDGE_BYTES
     assert jsonrpc.recover_id(b'{"a":"' + filler + b'","id":5,"b":"' + filler) is None

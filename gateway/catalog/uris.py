@@ -72,9 +72,7 @@ def _token(backend: str) -> str:
 
 def may_link(result: bytes) -> bool:
     """Return whether a result may contain a URI: cheap, to avoid decoding most results."""
-    if len(result) < jsonrpc.LARGE_BYTES:  # nearly always
-        return b'"uri"' in result or b'esourceUri"' in result
-    return jsonrpc.contains(result, b'"uri"') or jsonrpc.contains(result, b'esourceUri"')
+    return b'"uri"' in result or b'esourceUri"' in result
 
 
 def change_result(method: str, result: bytes, change: Change) -> bytes:

@@ -161,7 +161,7 @@ class Target:
                     case ServerRequest():
                         await terminal.answer_request(item)
                     case Complete():
-                        return jsonrpc.decode_any(item.result)
+                        return jsonrpc.decode_any(item.whole())
                     case Failure():
                         text = f"{item.message} (code {item.code})"
                         raise CommandError(text)

@@ -41,7 +41,7 @@ def tool_result(what: str, outcome: Outcome | None) -> CallToolResult:
         case Complete():
             try:
                 # The SDK's types reject lone surrogates, from text cut inside an emoji; they become U+FFFD.
-                return CallToolResult.model_validate_json(surrogates.without_lone_surrogates(outcome.result))
+                return CallToolResult.model_validate_json(surrogates.without_lone_surrogates(outcome.whole()))
             except ValidationError as exc:
                 text = f"{what}: its result is invalid: {_first_line(exc)}"
                 raise CallFailed(text) from None

@@ -7,15 +7,19 @@ Between the eras only members that exist in just one of them are added or remove
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from gateway import jsonrpc
-from gateway.calls import Complete, Era, InputRequired
+from gateway.calls import Complete, Era, Failure, InputRequired
 from gateway.eras import blocks, contents, meta
 from gateway.eras.methods import CACHEABLE
 from gateway.eras.versions import LATEST_LEGACY
+from gateway.errors import BackendProtocol
+
+if TYPE_CHECKING:
+    from gateway.calls import Outcome
 
 _COMPLETE: Final = msgspec.Raw(b'"complete"')
 _ZERO: Final = msgspec.Raw(b"0")
@@ -48,16 +52,30 @@ def read_modern_result(result: bytes) -> Complete | InputRequired | None:
             return None
 
 
+def read_response(message: jsonrpc.Message, era: Era, backend: str) -> Outcome:
+    """Return the outcome in a backend's response of this era."""
+    if message.error is not jsonrpc.ABSENT:
+        body = jsonrpc.decode_error(message.error)
+        data = None if body.data is jsonrpc.ABSENT else bytes(body.data)
+        return Failure(body.code, body.message, data, era)
+    result = bytes(message.result)
+    if not result.startswith(b"{"):
+        return BackendProtocol(backend, "answered with a result that is not an object")
+    if era is Era.LEGACY:
+        return Complete(result, era)
+    outcome = read_modern_result(result)
+    return BackendProtocol(backend, "answered with an undeclared resultType") if outcome is None else outcome
+
+
 def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEGACY) -> bytes:
     """Convert a result for a legacy client of this version."""
+    result = outcome.result if version >= contents.NEWEST else outcome.whole()  # what replaces a block tells its size
     if outcome.era is Era.LEGACY:
-        if version >= contents.NEWEST:
-            return outcome.result
-        return contents.for_version(method, outcome.result, version)
+        return result if version >= contents.NEWEST else contents.for_version(method, result, version)
     try:
-        members = jsonrpc.decode_object(outcome.result)
+        members = jsonrpc.decode_object(result)
     except ValueError:
-        return outcome.result
+        return result
     for name in MODERN_ONLY:
         members.pop(name, None)
     meta.drop_key(members, meta.SERVER_INFO)
@@ -75,7 +93,7 @@ def for_modern(outcome: Complete | InputRequired, server_info: msgspec.Raw, *, m
 def spans_for_modern(
     outcome: Complete | InputRequired, server_info: msgspec.Raw, *, method: str = ""
 ) -> tuple[bytes | memoryview, ...]:
-    """Return `for_modern` in spans without line breaks, to save a copy of large results."""
+    """Return `for_modern` in spans without line breaks, to save a copy."""
     if isinstance(outcome, Complete) and method not in CACHEABLE and _is_plain(outcome.result):
         info = b',"_meta":{"%b":%b}}' % (_SERVER_INFO, server_info)
         return b'{"resultType":"complete",', memoryview(jsonrpc.one_line(outcome.result))[1:-1], info
@@ -106,20 +124,12 @@ def _is_plain(result: bytes) -> bool:
     That takes a non-empty object that has neither. If one of the names is nested deeper, or may be spelled with
     escapes, the answer is False, and the result is read.
     """
-    if len(result) < jsonrpc.LARGE_BYTES:  # nearly always
-        return (
-            result.startswith(b'{"')
-            and result.endswith(b"}")
-            and result.find(b'"_meta"') < 0
-            and result.find(b'"resultType"') < 0
-            and result.find(b"\\u") < 0
-        )
     return (
         result.startswith(b'{"')
         and result.endswith(b"}")
-        and not jsonrpc.contains(result, b'"_meta"')
-        and not jsonrpc.contains(result, b'"resultType"')
-        and not jsonrpc.contains(result, b"\\u")
+        and result.find(b'"_meta"') < 0
+        and result.find(b'"resultType"') < 0
+        and result.find(b"\\u") < 0
     )
 
 

@@ -19,6 +19,7 @@ from gateway.eras import meta
 from gateway.errors import GatewayError
 from gateway.frontends.call_stream import CallStream
 from gateway.frontends.request_handler import encode_notice, is_wanted
+from gateway.large import joined
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.frontends.legacy.sessions import InFlight, LegacySession
     from gateway.frontends.request_handler import RequestHandler
     from gateway.inflight.pending import PendingCall
-    from gateway.jsonrpc import Id
+    from gateway.jsonrpc import Body, Id
 
 
 class Delivery(ABC):
@@ -113,7 +114,7 @@ class Delivery(ABC):
 
     # In a task.
 
-    async def deliver(self, stream: CallStream, item: Event | Outcome | None = None) -> tuple[bytes, int | None] | None:
+    async def deliver(self, stream: CallStream, item: Event | Outcome | None = None) -> tuple[Body, int | None] | None:
         """Deliver events, `item` first; return the response and its error code.
 
         Return None if the call was closed.
@@ -160,7 +161,7 @@ class Delivery(ABC):
             stream.release_by(holder)
         if response is None:
             return jsonrpc.error_response(self.request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-        return response[0]
+        return await joined(response[0])
 
     async def _next(self, stream: CallStream) -> Event | Outcome | None:
         """Return the next event; meanwhile, keep the client's stream alive."""
@@ -182,7 +183,7 @@ class Delivery(ABC):
     # Implemented by the transports.
 
     @abstractmethod
-    def respond(self, body: bytes, code: int | None) -> None:
+    def respond(self, body: Body, code: int | None) -> None:
         """Write the response, without waiting; `code` is the error's."""
 
     @abstractmethod
@@ -245,10 +246,13 @@ class StreamDelivery(Delivery):
         super().__init__(handler, call, request_id, session, in_flight)
         self._stream = stream
 
-    def respond(self, body: bytes, code: int | None) -> None:
+    def respond(self, body: Body, code: int | None) -> None:
         """Write the response."""
         del code
-        self._stream.respond(self.request_id, body)
+        if isinstance(body, bytes):
+            self._stream.respond(self.request_id, body)
+        else:
+            self._stream.start_request(self.request_id, self.call.caller.era, joined(body))
 
     def spawn(self, stream: CallStream) -> None:
         """Start the task that delivers the rest."""

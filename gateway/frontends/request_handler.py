@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gateway.config import GatewaySettings
     from gateway.frontends.legacy.sessions import LegacySession
     from gateway.frontends.modern.suspended_calls import SuspendedCalls
-    from gateway.jsonrpc import Message
+    from gateway.jsonrpc import Body, Message
     from gateway.router import Router
     from gateway.tracing.spans import Tracing
 
@@ -348,15 +348,16 @@ class RequestHandler:
         tail = b',"_meta":' + jsonrpc.encode({**own, meta.SERVER_INFO: self.server_info}) if own else self._meta_tail
         return encode_list(kind, page, head=b'"resultType":"complete",', tail=b",%b%b" % (hint.encode(), tail))
 
-    def encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[bytes, int | None]:
+    def encode_outcome(self, call: Call, request_id: jsonrpc.Id, outcome: Outcome) -> tuple[Body, int | None]:
         """Return the response to a call, and the error code if it is an error."""
         if isinstance(outcome, Complete):  # nearly always
             if call.caller.era is Era.LEGACY:
                 result = results.for_legacy(outcome, method=call.method, version=call.caller.version)
+                response = jsonrpc.response(request_id, result)
             else:
                 spans = results.spans_for_modern(outcome, self.server_info, method=call.method)
-                return jsonrpc.response_of(request_id, *spans), None
-            return jsonrpc.response(request_id, result), None
+                response = jsonrpc.response_of(request_id, *spans)
+            return (response if outcome.strings is None else outcome.strings.restore(response)), None
         try:
             return self._encode_other(call, request_id, outcome)
         except GatewayError as exc:

@@ -109,7 +109,7 @@ async def subscribe(router: Router, session: LegacySession, call: Call) -> bytes
         if not isinstance(outcome, Complete):
             text = "neither accepted nor refused a subscription"
             raise outcome if isinstance(outcome, GatewayError) else BackendProtocol(route.backend, text)
-        result = outcome.result
+        result = outcome.whole()
         router.fleet.supervisors[route.backend].subscribed(route.own)
     if session not in router.fleet.wish_list:
         session.on_end.append(lambda: router.fleet.forget(session))

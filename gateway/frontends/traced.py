@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import ClientIntroduction, LegacySession
     from gateway.frontends.modern.suspended_calls import SuspendedCalls
-    from gateway.jsonrpc import Id, Message
+    from gateway.jsonrpc import Body, Id, Message
     from gateway.router import Router
     from gateway.tracing.spans import Tracing
 
@@ -114,7 +114,7 @@ class TracedRequestHandler(RequestHandler):
             flow.call.trace.suspended()
         return answer
 
-    def encode_outcome(self, call: Call, request_id: Id, outcome: Outcome) -> tuple[bytes, int | None]:
+    def encode_outcome(self, call: Call, request_id: Id, outcome: Outcome) -> tuple[Body, int | None]:
         """Return the response to a call, and end its span."""
         body, code = super().encode_outcome(call, request_id, outcome)
         if call.trace is not None:

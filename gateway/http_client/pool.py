@@ -79,7 +79,7 @@ class _Connection:
             await self._receive_head()
 
     async def _send_rest(self) -> None:
-        """Send the rest of a large request, and receive: the server may refuse it before it has read all of it."""
+        """Send the rest of a large request, and receive: it may be refused early."""
         problem: Exception | None = None
         async with trio.open_nursery() as nursery:
 

@@ -441,7 +441,10 @@ class Exchange:
 
 def joined(parts: list[bytes]) -> list[bytes]:
     """Join the parts of a message, except a large one, which is not copied."""
-    if len(parts) < 2 or len(large := max(parts, key=len)) <= COPIED:
+    if len(parts) < 2:
+        return parts
+    large = max(parts, key=len)
+    if len(large) <= COPIED:
         return [b"".join(parts)]
     at = parts.index(large)
     return [b"".join(parts[:at]), large, b"".join(parts[at + 1 :])]

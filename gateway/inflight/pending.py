@@ -262,8 +262,8 @@ class PendingCall:
 
     def keep(self, outcome: Outcome) -> None:
         """Count a large outcome that waits for a task; its bytes counted while they arrived."""
-        if type(outcome) is Complete and len(outcome.result) > SMALL_BYTES:
-            self.free(-len(outcome.result))
+        if type(outcome) is Complete and outcome.size > SMALL_BYTES:
+            self.free(-outcome.size)
 
     def free(self, count: int) -> None:
         """Stop counting bytes."""
@@ -459,8 +459,8 @@ class PendingCall:
 
     def drop_outcome(self) -> None:
         """Free the encoded outcome: the client may be slow to read it."""
-        if type(self.outcome) is Complete and self.held >= len(self.outcome.result) > SMALL_BYTES:
-            self.free(len(self.outcome.result))
+        if type(self.outcome) is Complete and self.held >= self.outcome.size > SMALL_BYTES:
+            self.free(self.outcome.size)
         self.outcome = None
 
     async def wait_outcome(self, refusal: str) -> Outcome | None:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import trio
 
+from gateway.jsonrpc import LARGE_BYTES
 from tests.contract.support import CELLS, every_cell, every_cell_and_sse, open_client, structured_of, text_of
 from tests.support.gateway_process import LATEST_LEGACY, META, MODERN, PEERS
 
@@ -270,3 +271,25 @@ async def test_two_calls_may_share_a_progress_token(gateways, cell):
             for client, backend, n, token in zip(clients, backends, (4, 6), tokens, strict=True):
                 nursery.start_soon(run, client, backend, n, token)
         assert found == {n: (list(range(1, n + 1)), f"{n} steps") for n in (4, 6)}
+
+
+LARGE = [
+    ("x", "legacy", False),
+    ("caf\u00e9 \U0001f600", "legacy", True),
+    ('a "quoted" \\ backslash\n\u2028 \x01 "uri" \\', "modern", True),
+]
+
+
+@pytest.mark.parametrize(("text", "backend", "after_event"), LARGE, ids=["one run", "characters", "escapes"])
+@every_cell_and_sse
+async def test_large_results_arrive_whole(gateways, cell, text, backend, after_event):
+    times = LARGE_BYTES // len(json.dumps(text)) + LARGE_BYTES // 100
+    async with open_client(gateways, cell) as client:
+        if after_event:
+            arguments = {"n": 1, "delay": 0.01, "then": text, "times": times}
+            answer = await client.call(f"{backend}.progress", arguments, token="large")
+        else:
+            answer = await client.call(f"{backend}.big", {"of": text, "n": times})
+        assert text_of(answer) == text * times
+        if client.modern:
+            assert answer["result"]["resultType"] == "complete"

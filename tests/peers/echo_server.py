@@ -296,7 +296,8 @@ class Server:
                     progress = {"progressToken": token, "progress": i + 1, "total": n, "message": f"step {i + 1}"}
                     self.notify("notifications/progress", progress)
                 time.sleep(delay)
-            self.late_answer(message, params, text_result(f"{n} steps"))
+            text = arguments["then"] * arguments["times"] if "then" in arguments else f"{n} steps"
+            self.late_answer(message, params, text_result(text))
 
         self.on_thread(report) if delay else report()
 
@@ -311,7 +312,7 @@ class Server:
         os._exit(arguments.get("code", 3))
 
     def tool_big(self, _message, _params, arguments):
-        return text_result("x" * arguments.get("n", 1024))
+        return text_result(arguments.get("of", "x") * arguments.get("n", 1024))
 
     def tool_env(self, _message, _params, arguments):
         if "name" in arguments:

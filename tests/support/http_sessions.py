@@ -114,7 +114,7 @@ async def call(session: Session, name: str = "echo", arguments: Any = None, **kw
 def result_of(found: Any) -> Any:
     """The result as a value."""
     assert isinstance(found, Complete), found
-    return json.loads(found.result)
+    return json.loads(found.whole())
 
 
 def text_of(found: Any) -> str:

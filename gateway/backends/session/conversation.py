@@ -21,11 +21,12 @@ from gateway.backends.session.contracts import PendingRequest
 from gateway.backends.session.server_requests import ServerRequestRouter
 from gateway.backends.session.tasks import TaskDriver
 from gateway.backends.stderr import ONE_LINE, SPREAD
-from gateway.calls import Complete, Era, Failure, Notification
+from gateway.calls import Complete, Era, Notification
 from gateway.catalog.salvage import salvage
 from gateway.eras import meta, requests, results
 from gateway.eras.methods import LIST_CHANGED, LISTED_KIND, LISTEN, OPENING
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BuffersFull
+from gateway.large import set_aside
 from gateway.masking import SECRETS
 from gateway.rates import LogRate
 
@@ -278,17 +279,25 @@ class Conversation:
 
     async def feed_large(self, data: bytes, pending: PendingCall | None = None) -> None:
         """Handle a large message as `feed` does, in several steps, between which other tasks run."""
+        found = await set_aside(data)
+        if found is not None and (response := self._read_result(found[0])) is not None:
+            message, outcome = response
+            self._handle_response(message, Complete(outcome.result, outcome.era, found[1]))
+        else:
+            self.feed(data, pending)
+
+    def _read_result(self, data: bytes) -> tuple[jsonrpc.Message, Complete] | None:
+        """Read the result of a client's call; return None for other messages."""
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed:
-            message = None
-        await trio.lowlevel.checkpoint()
-        if message is None or message.method is not msgspec.UNSET or message.result is jsonrpc.ABSENT:
-            self.feed(data, pending)
-            return
+            return None
+        if message.method is not msgspec.UNSET or message.result is jsonrpc.ABSENT or not isinstance(message.id, int):
+            return None
+        if message.id in self._waiters:
+            return None
         outcome = self.outcome_of(message)
-        await trio.lowlevel.checkpoint()
-        self._handle_response(message, outcome)
+        return (message, outcome) if type(outcome) is Complete else None
 
     def _handle_message(self, data: bytes, pending: PendingCall | None) -> None:
         try:
@@ -433,27 +442,16 @@ class Conversation:
         if may_be_task and self.tasks.adopt(number, pending, message.result):
             self._calls.pop(number, None)
             return
-        if not self.finish(number, self.outcome_of(message) if outcome is None else outcome):
+        if outcome is None:
+            outcome = results.read_response(message, self.hop.era, self.backend)
+        if not self.finish(number, outcome):
             self._withdrawn.pop(number, None)
             self.unmatched += 1
             log.debug("backend %r answered an unknown id: %r", self.backend, request_id)
 
     def outcome_of(self, message: jsonrpc.Message) -> Outcome:
         """Read a response in the era of this hop."""
-        era = self.hop.era
-        if message.error is not jsonrpc.ABSENT:
-            body = jsonrpc.decode_error(message.error)
-            data = None if body.data is jsonrpc.ABSENT else bytes(body.data)
-            return Failure(body.code, body.message, data, era)
-        result = bytes(message.result)
-        if not result.startswith(b"{"):
-            return BackendProtocol(self.backend, "answered with a result that is not an object")
-        if era is Era.LEGACY:
-            return Complete(result, era)
-        outcome = results.read_modern_result(result)
-        if outcome is None:
-            return BackendProtocol(self.backend, "answered with an undeclared resultType")
-        return outcome
+        return results.read_response(message, self.hop.era, self.backend)
 
     def _handle_resource_updated(self, params: msgspec.Raw) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from gateway import jsonrpc
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.access.principals import Principal
     from gateway.budget import Budget
     from gateway.calls import Identity, NameChoice
-    from gateway.jsonrpc import Id
+    from gateway.jsonrpc import Body, Id
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -214,9 +214,14 @@ class Exchange:
         if self._request is not None:
             self._request.on_disconnect = notify
 
-    def respond_nowait(self, status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = (JSON,)) -> None:
-        """Send a whole response without waiting; a no-op if the client has disconnected."""
-        if self._request is not None:
+    def respond_nowait(self, status: int, body: Body, headers: tuple[tuple[bytes, bytes], ...] = (JSON,)) -> None:
+        """Send a whole response without waiting; a no-op if the client has disconnected.
+
+        A task sends one in parts.
+        """
+        if not isinstance(body, bytes):
+            self.start_task(partial(self._document, status, body, *headers))
+        elif self._request is not None:
             self._request.respond_nowait(status, headers, body)
 
     def start_task(self, serve: Callable[[], Awaitable[None]]) -> None:
@@ -248,7 +253,7 @@ class Exchange:
         await self.event(message)
         await self.end_stream()
 
-    async def json(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    async def json(self, status: int, body: Body, *headers: tuple[bytes, bytes]) -> None:
         """Answer with one JSON document."""
         await self._document(status, body, JSON, *headers, *self.always)
 
@@ -271,23 +276,32 @@ class Exchange:
         """Answer without a body."""
         await self._document(status, b"", *headers, *self.always)
 
-    async def _document(self, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    async def _document(self, status: int, body: Body, *headers: tuple[bytes, bytes]) -> None:
         """Send a whole response; `end_stream` can abort it until the client has read it."""
-        length = (b"content-length", str(len(body)).encode())
+        *parts, last = self._parts_of(body)
+        length = (b"content-length", str(sum(map(len, parts), len(last))).encode())
         await self._start(status, length, *headers)
-        await self._emit({"type": "http.response.body", "body": body})
+        for part in parts:
+            await self._emit({"type": "http.response.body", "body": part, "more_body": True})
+        await self._emit({"type": "http.response.body", "body": last})
         self._complete = True
 
-    async def event(self, message: bytes, event_id: bytes = b"") -> None:
+    def _parts_of(self, body: Body) -> tuple[bytes | memoryview, ...]:
+        if isinstance(body, bytes):
+            return (body,)
+        return body if self._request is not None else tuple(map(bytes, body))  # another server may take only bytes
+
+    async def event(self, message: Body, event_id: bytes = b"") -> None:
         """Send one message as an SSE event; the first one opens the stream.
 
         It has an id if the stream can be resumed.
         """
         head = b"event: message\r\nid: " + event_id + b"\r\ndata: " if event_id else b"event: message\r\ndata: "
-        if len(message) <= MAX_COPIED:
-            await self.frames(head + message + b"\r\n\r\n")
+        parts = self._parts_of(message)
+        if len(parts) == 1 and len(message) <= MAX_COPIED:
+            await self.frames(b"%b%b\r\n\r\n" % (head, parts[0]))
             return
-        for part in (head, message, b"\r\n\r\n"):
+        for part in (head, *parts, b"\r\n\r\n"):
             await self.frames(part)
 
     async def mark(self, event_id: bytes, *, retry: int | None = None) -> None:
@@ -302,7 +316,7 @@ class Exchange:
         """Send an SSE comment, to keep intermediaries and clients from timing out."""
         await self.frames(KEEP_ALIVE)
 
-    async def frames(self, data: bytes) -> None:
+    async def frames(self, data: bytes | memoryview) -> None:
         """Send SSE events that are already framed, or parts of one."""
         if not self._streaming:
             await self._open_stream()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.frontends.call_stream import CallStream
     from gateway.frontends.legacy.sessions import LegacySession
     from gateway.frontends.request_handler import RequestHandler
-    from gateway.jsonrpc import Id
+    from gateway.jsonrpc import Body, Id
 
 WATCH_AFTER: Final = 0.02
 """Seconds a call may run in a task before another task watches for its client's disconnect, which quick calls do not
@@ -53,7 +53,7 @@ class HttpDelivery(Delivery):
 
     # Without a task.
 
-    def respond(self, body: bytes, code: int | None) -> None:
+    def respond(self, body: Body, code: int | None) -> None:
         """Write the response."""
         self._exchange.respond_nowait(self.status(code), body)
 
@@ -79,7 +79,7 @@ class HttpDelivery(Delivery):
         else:
             await self.end(*response)
 
-    async def end(self, body: bytes, code: int | None) -> None:
+    async def end(self, body: Body, code: int | None) -> None:
         """Send the response, and complete the exchange."""
         if self._streaming:
             await self._exchange.event(body)

@@ -18,6 +18,7 @@ from gateway import jsonrpc
 from gateway.frontends.http.exchange import EVENT_STREAM, ClientGone, Exchange, NullExchange
 from gateway.frontends.http.response import HttpDelivery
 from gateway.frontends.legacy.event_store import RESUME_WITHIN
+from gateway.large import joined
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from gateway.frontends.legacy.event_store import EventStore, Log
     from gateway.frontends.legacy.sessions import LegacySession
     from gateway.frontends.request_handler import RequestHandler
-    from gateway.jsonrpc import Id
+    from gateway.jsonrpc import Body, Id
 
     Keep = Callable[[Callable[[trio.CancelScope], Awaitable[None]], trio.CancelScope], None]
 
@@ -81,7 +82,7 @@ class ResumableDelivery(HttpDelivery):
         super().cancel(reason=reason)
         self._exchange.respond_nowait(200, b"", (EVENT_STREAM,))
 
-    def respond(self, body: bytes, code: int | None) -> None:
+    def respond(self, body: Body, code: int | None) -> None:
         """Write the response."""
         del code
         self._session.touch()
@@ -221,7 +222,7 @@ class ResumableDelivery(HttpDelivery):
             _, _, prime = self._open()
             await (self._exchange.mark(prime) if prime else self._exchange.keep_alive())
 
-    async def end(self, body: bytes, code: int | None) -> None:
+    async def end(self, body: Body, code: int | None) -> None:
         """Send the response, and keep it if there is a stream."""
         self._ended = True
         if not self._streaming:
@@ -230,6 +231,7 @@ class ResumableDelivery(HttpDelivery):
         store, log, prime = self._open()
         text = "the response was too large to keep for a reconnecting client; send the request again"
         lost = jsonrpc.error_response(self.request_id, jsonrpc.INTERNAL_ERROR, text)
+        body = await joined(body)
         event_id = store.end(log, body, lost, now=trio.current_time())
         await self._send(body, event_id, prime)
         await self._exchange.end_stream()

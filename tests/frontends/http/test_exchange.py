@@ -91,6 +91,17 @@ async def test_a_json_answer() -> None:
     assert fake.headers == {"content-type": "application/json", "content-length": "7", "x-more": "y"}
 
 
+async def test_another_server_gets_the_parts_of_a_large_body_as_bytes() -> None:
+    parts = (b'{"a":', memoryview(b'"long"'), b"}")
+    document, stream = FakeExchange(), FakeExchange()
+    with trio.fail_after(5):
+        await made(document).json(200, parts)
+        await made(stream).event(parts)
+    assert (document.headers["content-length"], document.body, document.ended) == ("12", b'{"a":"long"}', True)
+    assert stream.events == [{"a": "long"}]
+    assert all(type(message.get("body", b"")) is bytes for message in document.sent + stream.sent)
+
+
 async def test_an_empty_answer() -> None:
     fake = FakeExchange()
     with trio.fail_after(5):
