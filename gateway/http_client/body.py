@@ -188,7 +188,12 @@ async def read_body(response: Response, most: int, intake: Intake | None = None)
             raise BodyTooLong(unbuffered=True)
         parts.append(part)
 
-    if not await read_pieces(response, take):
+    try:
+        complete = await read_pieces(response, take)
+    except BaseException:
+        parts.clear()  # no longer counted; the traceback would keep them until a garbage collection
+        raise
+    if not complete:
         raise Undecodable("answered with a compressed body that ends too early")
     if size >= LARGE_BYTES:
         return await trio.to_thread.run_sync(b"".join, parts)  # without the interpreter's lock
