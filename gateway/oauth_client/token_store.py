@@ -92,11 +92,12 @@ class TokenFiles:
         """Save a login in place of the older one of the same issuer. Raises OSError."""
         self._memory = login
         if self._store is not None:
-            content = _TokenFile(
-                format=FORMAT, server=self._server, resource=self._resource, saved_at=time.time(), login=login
-            )
+            found = self._files(self._store)
+            newest = max((content.saved_at for _, content in found), default=0.0)
+            at = max(time.time(), newest + 1.0)  # the newest one, even if the wall clock was set back
+            content = _TokenFile(format=FORMAT, server=self._server, resource=self._resource, saved_at=at, login=login)
             path = self._path(self._store, login.issuer)
-            if all(other != path for other, _ in self._files(self._store)):
+            if all(other != path for other, _ in found):
                 self._store.set_aside(path)  # it may be a login of a later version
             self._store.write(path, jsonrpc.encode(content))
             for other, known in self._files(self._store):  # of the same issuer in another spelling

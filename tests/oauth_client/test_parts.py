@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -212,6 +213,16 @@ def test_logins_are_kept_by_server_resource_and_issuer(tmp_path: Path) -> None:
     assert files.load() == later
     assert files.remove() == 2
     assert (files.load(), namesake.load()) == (None, LOGIN)
+
+
+def test_the_last_login_counts_after_the_clock_was_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = TokenFiles(Store(tmp_path), config())
+    now = time.time()
+    for hours, issuer in ((20, "https://a.example"), (0, "https://b.example"), (10, "https://a.example")):
+        monkeypatch.setattr(time, "time", lambda hours=hours: now + hours * 3600)
+        login = Saved(issuer=issuer, access_token=f"at {hours}")
+        files.save(login)
+        assert files.load() == login
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[" * 10_000, b" " * 2_000_000])
