@@ -218,7 +218,7 @@ def _readable_context(context: TraceContext, *, is_remote: bool = False) -> Span
 
 def readable_durations(durations: Durations, resource: Resource) -> MetricsData | None:
     """Return all histograms in the form that exporters take; None if nothing was counted."""
-    now = time.time_ns()
+    now = max(time.time_ns(), durations.since)  # the wall clock may have been set back
     points: dict[HistogramName, list[HistogramDataPoint]] = {}
     for series in durations.all():
         points.setdefault(series.histogram, []).append(_data_point(series, durations.since, now))

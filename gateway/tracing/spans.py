@@ -156,11 +156,15 @@ class Timed:
         """The keys for headers or `_meta`; none if spans are not exported."""
         return {} if self._tracing.keep is None else self.context.keys()
 
+    def _now(self, span: Span) -> int:
+        """Return the time, measured from the span's start, since the wall clock may be set."""
+        return span.started_at + round((time.perf_counter() - self._began) * 1e9)
+
     def note(self, event: str, details: Mapping[str, str]) -> None:
         """Add an event to the span."""
         span = self.span
         if span is not None and not self.is_over and len(span.events) < MAX_EVENTS:
-            span.events.append((event, time.time_ns(), details))
+            span.events.append((event, self._now(span), details))
 
     def end(self, ending: Ending) -> None:
         """Record the end; only the first one counts."""
@@ -169,7 +173,7 @@ class Timed:
         self.is_over = True
         tracing, span = self._tracing, self.span
         if span is not None and tracing.keep is not None:
-            span.ended_at = time.time_ns()
+            span.ended_at = self._now(span)
             span.ending = ending
             tracing.keep(span)
         if tracing.durations is not None:

@@ -10,7 +10,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from gateway.tracing.conventions import PIPE, SUCCESS, Ending, Operation
-from gateway.tracing.exporting import ExportThread, gateway_resource, open_tracing
+from gateway.tracing.durations import Durations
+from gateway.tracing.exporting import ExportThread, gateway_resource, open_tracing, readable_durations
 from gateway.tracing.sampling import Sampler
 from gateway.tracing.settings import TracingSettings
 from gateway.tracing.spans import RequestKind, Side, Timed, Tracing
@@ -148,3 +149,17 @@ def test_each_signal_alone_reaches_the_receiver(signal: str, monkeypatch: pytest
             Timed(tracing, RequestKind(Side.CLIENT, Operation("ping", "", "", PIPE)), None, 1).end(SUCCESS)
     assert [span.name for span in receiver.spans] == (["ping"] if signal == "traces" else [])
     assert list(receiver.points) == (["mcp.client.operation.duration"] if signal == "metrics" else [])
+
+
+def test_a_metric_never_ends_before_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = Durations()
+    Timed(Tracing(Sampler(), durations=durations), RequestKind(Side.CLIENT, Operation("a", "", "", PIPE)), None, 1).end(
+        SUCCESS
+    )
+    past = time.time_ns() - 36_000 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: past)
+    found = readable_durations(durations, Resource({}))
+    assert found is not None
+    (metric,) = found.resource_metrics[0].scope_metrics[0].metrics
+    (point,) = metric.data.data_points
+    assert point.time_unix_nano >= point.start_time_unix_nano

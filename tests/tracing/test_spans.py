@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 
 import pytest
@@ -50,6 +51,23 @@ def test_only_the_first_end_counts() -> None:
     call.trace.responded(-32603, BackendExited("a", "died"))
     call.trace.note("late")
     assert [(span.ending.error_type, span.events) for span in kept] == [("", []), ("", [])]
+
+
+@pytest.mark.parametrize("hours", [10, -10])
+def test_a_span_is_as_long_as_its_request(hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is done to the wall clock meanwhile."""
+    kept: list[Span] = []
+    call, _ = begin(Tracing(Sampler(), keep=kept.append))
+    assert call.trace is not None
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + hours * 3600 * 10**9)
+    call.trace.note("queued")
+    call.trace.backend_ended(RESULT)
+    call.trace.responded(None, RESULT)
+    for span in kept:
+        times = [span.started_at, *(at for _, at, _ in span.events), span.ended_at]
+        assert times == sorted(times)
+        assert times[-1] - times[0] < 60 * 10**9
 
 
 @pytest.mark.parametrize("number", [1, 2 * MAX_EVENTS])
