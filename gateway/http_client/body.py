@@ -205,13 +205,19 @@ def retry_after(response: ResponseHead) -> float | None:
     value = response.headers.get("retry-after", "").strip() if response.status_code in _BUSY else ""
     if _SECONDS.fullmatch(value):
         return float(value)
+    date = _read_date(value)
+    if date is None:
+        return None
+    now = _read_date(response.headers.get("date", "")) or datetime.now(UTC)  # by the same clock, if possible
+    return min(max((date - now).total_seconds(), 0.0), MAX_RETRY_AFTER)
+
+
+def _read_date(value: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(value[:MAX_TEXT])
     except (ValueError, OverflowError):
         return None
-    if date.tzinfo is None:  # "-0000", which is UTC as well
-        date = date.replace(tzinfo=UTC)
-    return min(max((date - datetime.now(UTC)).total_seconds(), 0.0), MAX_RETRY_AFTER)
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date  # "-0000", which is UTC as well
 
 
 async def skip_body(response: Response) -> None:

@@ -105,3 +105,13 @@ def test_forms_of_the_header(value: str, expected: float | None) -> None:
     assert found == (None if expected is None else pytest.approx(expected, abs=60))
     assert retry_after(httpx2.Response(500, headers=headers)) is None
     assert retry_after(httpx2.Response(503)) is None
+
+
+@pytest.mark.parametrize("clock", [0.0, 36_000.0, -36_000.0])
+def test_a_date_is_compared_with_the_servers_clock(clock: float) -> None:
+    """Either clock may be wrong by hours."""
+    headers = {"date": f"{in_seconds(clock)} GMT", "retry-after": f"{in_seconds(clock + 20)} GMT"}
+    assert retry_after(httpx2.Response(503, headers=headers)) == pytest.approx(20, abs=1)
+    assert retry_after(httpx2.Response(503, headers=headers | {"date": "soon"})) == pytest.approx(
+        max(clock + 20, 0), abs=60
+    )
