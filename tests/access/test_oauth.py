@@ -469,6 +469,27 @@ async def test_introspection(autojump_clock: MockClock) -> None:
         assert SECRET not in repr(harness.access.settings)
 
 
+@pytest.mark.parametrize("hours", [10, -10])
+async def test_setting_the_clock_starts_no_storm_of_checks(
+    hours: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    server.active = {name: {**GOOD, "exp": NOW + 3600} for name in "abc"}
+    async with open_server(server, introspection=ASKED) as harness:
+        for name in "abc":
+            assert await finish(harness, await harness.call(key=name)) == "done"
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + hours * 3600)
+        for name in "abc":
+            assert await finish(harness, await harness.call(key=name)) == "done"
+        assert len(server.asked) == 3
+        await trio.sleep(21)  # they are checked again when they would have been anyway
+        for name in 2 * "abc":
+            call = await harness.call(key=name)
+            assert call.status == 401 if hours > 0 else await finish(harness, call) == "done"
+        assert len(server.asked) == 6
+
+
 @pytest.mark.parametrize(
     "claims",
     [

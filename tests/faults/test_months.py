@@ -1,4 +1,4 @@
-"""What a gateway meets in months of uptime: suspension, lost networks, full disks, upgrades."""
+"""What a gateway meets in months of uptime: suspension, clocks, lost networks, full disks, upgrades."""
 
 from __future__ import annotations
 
@@ -9,19 +9,33 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from gateway.store import Store
+from tests.peers.oauth_peer import open_oauth_peer
 from tests.support.certificates import make_certificate
 from tests.support.fakes import SOON
-from tests.support.gateway_process import HttpClient, StdioClient, echo_backend, open_gateway_process, run_process
+from tests.support.gateway_process import (
+    META,
+    HttpClient,
+    StdioClient,
+    bare_nursery,
+    echo_backend,
+    open_gateway_process,
+    peer,
+    run_process,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.peers.oauth_peer import OAuthPeer
 
 SERVE = [sys.executable, "-m", "gateway", "serve", "--config"]
 POLL = 0.02
@@ -205,6 +219,94 @@ async def test_calls_survive_a_lost_and_a_changed_network(network: tuple[str, st
             assert await recovers()
             assert await gateway.stop() == 0
         assert await server.stop() == 0
+
+
+HOUR = 3600
+JUMPS = (10 * HOUR, -10 * HOUR, 0)
+"""Offsets in seconds that the wall clock has, one after another: it is set ahead, back, and right again."""
+ROOTS = {"one": {"method": "roots/list", "params": {}}}
+CAN = {"_meta": {META + "clientCapabilities": {"roots": {}}}}
+
+
+class JumpingClock:
+    """The wall clock of a gateway process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "offset"
+        self.set(0)
+
+    def set(self, seconds: int) -> None:
+        """Set the offset."""
+        new = self.file.with_suffix(".new")
+        new.write_text(str(seconds))
+        new.replace(self.file)
+
+
+async def offset_seen(client: HttpClient) -> float:
+    """Return how far the gateway's wall clock is ahead of the right one."""
+    answer = await client.get("/livez")
+    return parsedate_to_datetime(answer.headers["date"]).timestamp() - time.time()
+
+
+async def park(client: HttpClient, **resumed: Any) -> dict[str, Any]:
+    """Start a call that waits for its client's roots, or resume it."""
+    params = {"name": "asking.ask", "arguments": {"requests": ROOTS}, **CAN, **resumed}
+    return (await client.call_modern("tools/call", params))["result"]
+
+
+async def test_a_jump_of_the_wall_clock_changes_nothing(tmp_path: Path) -> None:
+    clock, config = JumpingClock(tmp_path), tmp_path / "config.json"
+    limits = {"ping_interval": 0.3, "connect_timeout": 10, "call_timeout": 20}
+    async with open_oauth_peer() as protected:
+        oauth = {"grant": "client_credentials", "client_id": "robot", "client_secret": "s3cr3t"}
+        servers = {
+            "b": echo_backend() | limits,
+            "asking": peer("bridge_server.py"),
+            "protected": {"url": protected.url, "oauth": oauth | {"issuer": protected.issuer}} | limits,
+        }
+        config.write_text(json.dumps({"mcpServers": servers, "gateway": {"session_idle_timeout": 600}}))
+        program = [sys.executable, "-m", "tests.support.jumping_clock", str(clock.file), *SERVE[3:]]
+        options = [str(config), "--transport", "http", "--port", "0", "--no-watch", "--log-level", "debug"]
+        async with run_process([*program, *options], env={"MCP_GATEWAY_STATE_DIR": str(tmp_path)}) as gateway:
+            line = await gateway.wait_stderr("listening on http://", within=60)
+            client = HttpClient(line[line.index("http://") :].split()[0])
+            await client.initialize()
+            pid = await pid_of(client, "b")
+            assert text(await client.call_tool("protected.echo")) == "well done"
+            once = (protected.asked("/token"), opened(protected))
+            async with client.open_get_stream() as stream:
+                for offset in JUMPS:
+                    state = (await park(client))["requestState"]
+                    before = len(gateway.stderr_text)
+                    async with bare_nursery() as nursery:
+                        nursery.start_soon(sleep, client)
+                        await wait_for_call(client)
+                        clock.set(offset)
+                        assert await offset_seen(client) == pytest.approx(offset, abs=60)
+                    resumed = await park(client, requestState=state, inputResponses={"input-1": {"roots": []}})
+                    assert "content" in resumed
+                    assert await pid_of(client, "b") == pid
+                    assert text(await client.call_tool("protected.echo")) == "well done"
+                    assert " WARNING " not in gateway.stderr_text[before:]
+                with trio.move_on_after(0.2):  # the stream of the session has not ended
+                    await stream.next_sse()
+            assert (protected.asked("/token"), opened(protected)) == once
+            assert await gateway.stop() == 0
+
+
+def opened(protected: OAuthPeer) -> int:
+    """Return the number of sessions that were requested."""
+    return [method for method, _ in protected.calls].count("initialize")
+
+
+async def sleep(client: HttpClient) -> None:
+    """Make a call that lasts for several pings."""
+    assert text(await client.call_tool("b.sleep", {"seconds": 0.8, "text": "slept"})) == "slept"
+
+
+async def wait_for_call(client: HttpClient) -> None:
+    while not (await client.get("/health")).json()["backends"]["b"]["in_flight"]:
+        pass
 
 
 SPOILED: dict[str, Callable[[bytes], bytes]] = {

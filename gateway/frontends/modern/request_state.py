@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from gateway import jsonrpc
+from gateway.clock import elapsed_time
 from gateway.errors import InvalidParams
 
 if TYPE_CHECKING:
@@ -84,9 +85,11 @@ def _sorted(value: object) -> bytes:
 class RequestStateCodec:
     """Makes and reads tokens."""
 
-    def __init__(self, keys: Sequence[bytes] = (), *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, keys: Sequence[bytes] = (), *, clock: Callable[[], float] | None = None) -> None:
+        """Take the keys, or make one that only this process has."""
         self._keys = tuple(keys) or (os.urandom(KEY_BYTES),)
-        self._clock = clock
+        # Replicas share only the wall clock; this process has one that is never set.
+        self._clock = clock or (time.time if keys else elapsed_time)
 
     def encode(self, call: Call, *, parked: str = "", backend: str = "", inner: msgspec.Raw = jsonrpc.ABSENT) -> str:
         """Return a token for the retry of this call."""

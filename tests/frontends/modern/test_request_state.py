@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any
 
 import msgspec
@@ -101,6 +102,24 @@ def test_a_token_expires() -> None:
     sealer.decode(call_of(), token)
     clock.now += 0.001
     assert "has expired" in refused(sealer, call_of(), token)
+
+
+@pytest.mark.parametrize(("keys", "outcome"), [((), ""), ((KEY,), "has expired")])
+def test_only_shared_tokens_expire_by_the_wall_clock(
+    keys: tuple[bytes, ...], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offset = 0.0
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + offset)
+    sealer = RequestStateCodec(keys)
+    token = sealer.encode(call_of())
+    offset = -36_000.0
+    sealer.decode(call_of(), token)
+    offset = 36_000.0
+    if outcome:
+        assert outcome in refused(sealer, call_of(), token)
+    else:
+        sealer.decode(call_of(), token)
 
 
 def test_keys_are_per_process_unless_given() -> None:
