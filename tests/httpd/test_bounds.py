@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ import trio
 import trio.testing
 
 from gateway.httpd import server as server_module
-from gateway.httpd.connection_limit import ConnectionLimit, Limits, Rank
+from gateway.httpd.connection_limit import ConnectionLimit, Limits, Rank, Slot
 from tests.support.http_server import (
     LONG,
     PATIENCE,
@@ -369,6 +370,37 @@ async def test_many_silent_connections_end_in_one_check(autojump_clock: trio.tes
     with trio.move_on_after(0.1):  # no connection ends here
         await places.enter(None)
     assert [slot.ended for slot in slots] == [*[False] * 500, *[True] * 20, *[False] * 480]
+
+
+@pytest.mark.parametrize("rank", [Rank.IDLE, None])
+async def test_many_newcomers_cost_few_looks_at_each_connection(
+    rank: Rank | None, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Where all wait for their client, and where none does."""
+    limit = ConnectionLimit(Limits(connections=1_000, reserve=100))
+    looks, ended = 0, list[int]()
+
+    def waits(i: int) -> tuple[Rank, float] | None:
+        nonlocal looks
+        looks += 1
+        return None if rank is None else (rank, float(-i))
+
+    async def leave(slot: Slot) -> None:
+        await trio.lowlevel.checkpoint()
+        limit.leave(slot)
+
+    def end(i: int) -> None:
+        ended.append(i)
+        nursery.start_soon(leave, slots[i])
+
+    slots = [await limit.enter(None) for _ in range(1_000)]
+    for i, slot in enumerate(slots):
+        slot.waits, slot.end = partial(waits, i), partial(end, i)
+    async with trio.open_nursery() as nursery:
+        newcomers = [await limit.enter(None) for _ in range(100)]
+    assert [slot.placed for slot in newcomers] == [rank is not None] * 100
+    assert ended == ([] if rank is None else list(range(999, 899, -1)))  # the longest idle ones
+    assert looks < 20 * len(slots)  # a scan for a fiftieth of them, and looks at those that it found
 
 
 async def test_without_descriptors_the_silent_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
