@@ -8,15 +8,12 @@ message, in no time. `LongStrings.restore` yields the bytes to send, in parts, s
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import trio
 
 from gateway.jsonrpc import LongStrings
-
-if TYPE_CHECKING:
-    from gateway.jsonrpc import Body
 
 LONG_BYTES: Final = 2**18
 """The length from which a string is set aside."""
@@ -34,11 +31,9 @@ _CHARACTER_BYTES: Final = 4
 _strings: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
-async def joined(body: Body) -> bytes:
-    """Return a message in one part; a thread joins a large one."""
-    if isinstance(body, bytes):
-        return body  # noqa: ASYNC910 - nearly always
-    return await trio.to_thread.run_sync(b"".join, body)
+async def joined(parts: tuple[bytes | memoryview, ...]) -> bytes:
+    """Return the bytes of a message in parts; a thread joins them, without the interpreter's lock."""
+    return await trio.to_thread.run_sync(b"".join, parts)
 
 
 async def set_aside(data: bytes) -> tuple[bytes, LongStrings] | None:

@@ -161,7 +161,8 @@ class Delivery(ABC):
             stream.release_by(holder)
         if response is None:
             return jsonrpc.error_response(self.request_id, jsonrpc.INTERNAL_ERROR, "the request was cancelled")
-        return await joined(response[0])
+        body = response[0]
+        return body if isinstance(body, bytes) else await joined(body)
 
     async def _next(self, stream: CallStream) -> Event | Outcome | None:
         """Return the next event; meanwhile, keep the client's stream alive."""
