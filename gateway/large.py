@@ -32,7 +32,7 @@ _strings: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
 async def joined(parts: tuple[bytes | memoryview, ...]) -> bytes:
-    """Return the bytes of a message in parts; a thread joins them, without the interpreter's lock."""
+    """Return the bytes of a message in parts, joined in a thread."""
     return await trio.to_thread.run_sync(b"".join, parts)
 
 
