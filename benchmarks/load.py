@@ -8,7 +8,8 @@ pipes, `window` calls in flight) or "list" (whole lists of `tools` tools, one af
 are due, answered or not, and latencies count from then. `one_session`: all connections share one. `timeline`: errors
 are answers too, the result has `calls_made`: [sent, answered, ok] of each, in seconds on the machine's monotonic clock,
 and SIGTERM ends the measurement early.
-A call ends when its last byte was read; it is checked afterwards. A wrong answer ends the program with status 1.
+A call ends when its last byte was read; it is checked afterwards. A wrong answer ends the program with status 1; over
+HTTP each connection has texts of its own, so that another client's answer is one.
 Result: calls, seconds, per_second, p50, p99 and quantiles (seconds), cpu (seconds of this process); of a closed loop
 also `answered`, the calls of the warm-up included.
 """
@@ -36,10 +37,11 @@ STALE = 2.0  # seconds of handshakes after which the first connections are repla
 class Crowd:
     """All callers, by the sockets that they wait on, in one thread."""
 
-    def __init__(self, spec, question, kind):
+    def __init__(self, spec, kind):
         self.callers, self.poll = {}, select.epoll()
         callers, begun = [], now()
-        for _ in range(spec["connections"]):
+        for number in range(spec["connections"]):
+            question = make_question(spec, number)
             callers.append(kind(spec, question, callers[0] if callers and spec.get("one_session") else None))
         for caller in callers:
             if now() - begun > STALE:
@@ -84,22 +86,22 @@ class Crowd:
                 self.add(caller)
 
 
-def check(question, caller, status, answer):
+def check(caller, status, answer):
     if status != 200:
         raise WrongAnswer(f"status {status} to request {caller.request_id}: {bytes(answer[:500])!r}")
-    question.check(answer, caller.request_id)
+    caller.question.check(answer, caller.request_id)
 
 
-def run_calls(spec, question, kind):
-    with closing(Crowd(spec, question, kind)) as crowd:
+def run_calls(spec, kind):
+    with closing(Crowd(spec, kind)) as crowd:
         if spec.get("timeline"):
-            return run_timeline(crowd, question, ClosedLoop(spec["seconds"]))
+            return run_timeline(crowd, ClosedLoop(spec["seconds"]))
         if "rate" in spec:
-            return run_open(crowd, question, OpenLoop(spec["seconds"], spec["rate"]))
-        return run_closed(crowd, question, ClosedLoop(spec["seconds"]))
+            return run_open(crowd, OpenLoop(spec["seconds"], spec["rate"]))
+        return run_closed(crowd, ClosedLoop(spec["seconds"]))
 
 
-def run_closed(crowd, question, clock):
+def run_closed(crowd, clock):
     """Send again on each connection as soon as it has its answer."""
     idle, left = crowd.each(), len(crowd.each())
     while left:
@@ -107,7 +109,7 @@ def run_closed(crowd, question, clock):
             idle.pop().send()
         for caller, at, status, answer in crowd.answers():
             go_on = clock.add(caller.sent, at)
-            check(question, caller, status, answer)
+            check(caller, status, answer)
             if go_on and not caller.must_close:
                 caller.send()
             elif go_on:
@@ -117,7 +119,7 @@ def run_closed(crowd, question, clock):
     return clock.result()
 
 
-def run_open(crowd, question, clock):
+def run_open(crowd, clock):
     """Send calls when they are due, or as soon afterwards as a connection is free."""
     idle, due, heard = crowd.each(), {}, now()
     while True:
@@ -132,13 +134,13 @@ def run_open(crowd, question, clock):
         for caller, at, status, answer in crowd.answers(NO_ANSWER if wait is None else wait):
             heard = at
             clock.add(due.pop(caller), at)
-            check(question, caller, status, answer)
+            check(caller, status, answer)
             idle.append(caller)
         if due and now() - heard > NO_ANSWER:
             raise WrongAnswer(f"no answer for {NO_ANSWER} s")
 
 
-def run_timeline(crowd, question, clock):
+def run_timeline(crowd, clock):
     """Run the closed loop against a failing server: count errors, fail on wrong answers."""
 
     def stop(_number, _frame):
@@ -153,7 +155,7 @@ def run_timeline(crowd, question, clock):
             failed = is_error(status, answer)
             calls.append([caller.sent, at, not failed])
             if not failed:
-                check(question, caller, status, answer)
+                check(caller, status, answer)
             if clock.add(caller.sent, at):
                 idle.append(caller)
             else:
@@ -194,8 +196,8 @@ def read_list(connection, request_id):
 
 
 KINDS = {
-    "http": lambda spec: run_calls(spec, make_question(spec), HttpCaller),
-    "sse": lambda spec: run_calls(spec, make_question(spec), SseCaller),
+    "http": lambda spec: run_calls(spec, HttpCaller),
+    "sse": lambda spec: run_calls(spec, SseCaller),
     "stdio": lambda spec: run_stdio(spec, make_question(spec)),
     "list": run_list,
 }

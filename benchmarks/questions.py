@@ -52,18 +52,22 @@ def is_right(body, request_id, text):
         return False
 
 
-def make_question(spec):
-    """Make the question for the tool, era, check, size, prefix and arguments of a spec."""
+def make_question(spec, client=0):
+    """Make the question for the tool, era, check, size, prefix and arguments of a spec.
+
+    The texts of two clients differ, also where their ids do not.
+    """
     tool, era, check, size = spec["tool"], spec["era"], spec.get("check", "echo"), spec.get("size", 0)
     if check == "any":
         return Question(template_of(tool, spec.get("arguments") or {}, era), 1, None)
     if check == "big":
         text = "x" * size
         return Question(template_of(tool, {"n": size}, era), 1, lambda _id: text)
-    filler = "x" * max(0, size - len(TEXT % FIRST_ID))
-    template = call_template(tool, era, TEXT + filler)
     if check == "constant":
-        return Question(template, 2, check_constant)
+        return Question(call_template(tool, era), 2, check_constant)
+    filler = f" from client {client:04}"
+    filler += "x" * max(0, size - len(TEXT % FIRST_ID + filler))
+    template = call_template(tool, era, TEXT + filler)
     if check not in {"echo", "numbered"}:
         raise ValueError(f"no such check: {check}")
     prefix = spec.get("prefix", "")
