@@ -7,6 +7,7 @@ message, in no time. `LongStrings.restore` yields the bytes to send, in parts, s
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Final
 
@@ -15,12 +16,12 @@ import trio
 
 from gateway.jsonrpc import LongStrings
 
-LONG_BYTES: Final = 2**18
+LONG_BYTES: Final = 2**16
 """The length from which a string is set aside."""
 FIRST_STEP: Final = 2**16
 MAX_STEP: Final = 2**20
 """Bytes of a string that are checked in one step, which takes a few milliseconds."""
-MAX_STRINGS: Final = 1_000
+MAX_STRINGS: Final = 10_000
 """Strings that are looked at: a message with more before a long one is not mostly a few long strings."""
 MAX_QUOTES: Final = 100
 """Escaped quotes of a string that are looked at; one with more is checked like a long string."""
@@ -32,19 +33,28 @@ _strings: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
 async def joined(parts: tuple[bytes | memoryview, ...]) -> bytes:
-    """Return the bytes of a message in parts, joined in a thread."""
-    return await trio.to_thread.run_sync(b"".join, parts)
+    """Return the bytes of a message in parts, joined in many short steps.
+
+    A thread would not help: with memoryviews, `bytes.join` holds the interpreter's lock.
+    """
+    whole = io.BytesIO()
+    for part in map(memoryview, parts):
+        for start in range(0, len(part), MAX_STEP):
+            whole.write(part[start : start + MAX_STEP])
+            await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint()
+    return whole.getvalue()
 
 
 async def set_aside(data: bytes) -> tuple[bytes, LongStrings] | None:
     """Return a JSON text with placeholders for its long strings, and these.
 
-    Returns None if none are found, or if one of them is invalid: then the text is to be read as a whole. The strings
-    refer to `data`, which stays in memory as long as they do.
+    Returns None if they are less than half of the text, or if one of them is invalid: then the text is to be read as a
+    whole. The strings refer to `data`, which stays in memory as long as they do.
     """
     kept: list[bytes] = []
     strings: list[memoryview] = []
-    done = at = 0
+    done = at = rested = 0
     for _ in range(MAX_STRINGS):
         start = data.find(b'"', at)
         if start < 0:
@@ -58,7 +68,10 @@ async def set_aside(data: bytes) -> tuple[bytes, LongStrings] | None:
             done = end + 1
             strings.append(memoryview(data)[start:done])
         at = end + 1
-    if not strings:
+        if at - rested >= MAX_STEP:
+            rested = at
+            await trio.lowlevel.checkpoint()
+    if not strings or sum(map(len, strings)) < len(data) / 2:
         return None
     kept.append(data[done:])
     return b"".join(kept), LongStrings(strings)

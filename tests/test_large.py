@@ -147,3 +147,19 @@ async def test_other_tasks_run_between_the_steps() -> None:
         assert await large.set_aside(b'["%b"]' % (b"x" * 1300)) is not None
         nursery.cancel_scope.cancel()
     assert turns >= 1300 // large.MAX_STEP - 2
+
+
+async def test_a_message_is_joined_between_other_tasks() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        assert await large.joined((b"[", memoryview(b"x" * 1300), b"]")) == b"[%b]" % (b"x" * 1300)
+        nursery.cancel_scope.cancel()
+    assert turns >= 1300 // large.MAX_STEP - 2

@@ -23,7 +23,7 @@ from gateway.backends.session.tasks import TaskDriver
 from gateway.backends.stderr import ONE_LINE, SPREAD
 from gateway.calls import Complete, Era, Notification
 from gateway.catalog.salvage import salvage
-from gateway.eras import meta, requests, results
+from gateway.eras import meta, requests, results, tasks
 from gateway.eras.methods import LIST_CHANGED, LISTED_KIND, LISTEN, OPENING
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BuffersFull
 from gateway.large import set_aside
@@ -280,24 +280,40 @@ class Conversation:
     async def feed_large(self, data: bytes, pending: PendingCall | None = None) -> None:
         """Handle a large message as `feed` does, in several steps, between which other tasks run."""
         found = await set_aside(data)
-        if found is not None and (response := self._read_result(found[0])) is not None:
-            message, outcome = response
-            self._handle_response(message, Complete(outcome.result, outcome.era, found[1]))
-        else:
-            self.feed(data, pending)
-
-    def _read_result(self, data: bytes) -> tuple[jsonrpc.Message, Complete] | None:
-        """Read the result of a client's call; return None for other messages."""
+        if found is not None and self._feed_result(*found, len(data)):
+            return
+        await trio.lowlevel.checkpoint()
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed:
-            return None
-        if message.method is not msgspec.UNSET or message.result is jsonrpc.ABSENT or not isinstance(message.id, int):
-            return None
-        if message.id in self._waiters:
-            return None
+            message = None
+        await trio.lowlevel.checkpoint()
+        if message is None or message.method is not msgspec.UNSET or message.result is jsonrpc.ABSENT:
+            self.feed(data, pending)
+            return
         outcome = self.outcome_of(message)
-        return (message, outcome) if type(outcome) is Complete else None
+        await trio.lowlevel.checkpoint()
+        self._handle_response(message, outcome)
+
+    def _feed_result(self, data: bytes, strings: jsonrpc.LongStrings, size: int) -> bool:
+        """Handle the result of a client's call in a message of `size` bytes; return False for other messages."""
+        try:
+            message = jsonrpc.decode(data)
+        except jsonrpc.Malformed:
+            return False
+        if message.method is not msgspec.UNSET or message.result is jsonrpc.ABSENT or not isinstance(message.id, int):
+            return False
+        # The gateway itself needs the strings of its own requests' results and of new tasks.
+        if message.id in self._waiters or tasks.read_created(message.result, self.hop.era) is not None:
+            return False
+        outcome = self.outcome_of(message)
+        if type(outcome) is not Complete:
+            return False
+        # The strings keep the whole message in memory, but only the result is counted.
+        if sum(map(len, strings.restore(outcome.result))) < size / 2:
+            return False
+        self._handle_response(message, Complete(outcome.result, outcome.era, strings))
+        return True
 
     def _handle_message(self, data: bytes, pending: PendingCall | None) -> None:
         try:

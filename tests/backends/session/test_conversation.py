@@ -517,3 +517,31 @@ async def test_gateways_are_named_in_initialize_and_lists(era: Era, carries: set
         script.conversation.begin(method)
     named = {one["method"]: one.get("params", {}).get("_meta", {}).get(GATEWAYS) for one in script.posted}
     assert named == {method: ["a", "b"] if method in carries else None for method in named}
+
+
+@pytest.mark.parametrize("besides", [b'"%b"' % (b"x" * 2**20), b"[%b0]" % (b"0," * 2**19)], ids=["string", "numbers"])
+async def test_a_small_result_does_not_keep_a_large_message(besides: bytes) -> None:
+    script, ticket = Script(), make_pending()
+    script.send(ticket)
+    result = b'{"a":"%b"}' % (b"y" * 2**18)
+    await script.conversation.feed_large(b'{"jsonrpc":"2.0","id":1,"besides":%b,"result":%b}' % (besides, result))
+    assert ticket.outcome == Complete(result, Era.LEGACY)
+
+
+async def test_a_large_message_without_long_strings_is_handled_in_steps() -> None:
+    script, ticket = Script(), make_pending()
+    script.send(ticket)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while not ticket.over:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        result = b'{"a":[%b0]}' % (b"0," * 2**19)
+        await script.conversation.feed_large(b'{"jsonrpc":"2.0","id":1,"result":%b}' % result)
+    assert ticket.outcome == Complete(result, Era.LEGACY)
+    assert turns >= 2

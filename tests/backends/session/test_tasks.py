@@ -379,3 +379,13 @@ async def test_an_undeclared_task_is_not_an_answer(autojump_clock: MockClock) ->
         script.send(ticket)
         script.feed({"id": 1, "result": CREATED})
         assert isinstance(ticket.outcome, BackendProtocol)
+
+
+async def test_a_task_of_a_large_message_is_polled_by_its_own_id(autojump_clock: MockClock) -> None:
+    task_id = "t" * 2**20
+    async with running({"tasks/get": legacy("working", taskId=task_id), "tasks/cancel": {}}) as script:
+        script.send(task_pending())
+        answer = {"jsonrpc": "2.0", "id": 1, "result": {"task": legacy(taskId=task_id)}}
+        await script.conversation.feed_large(json.dumps(answer).encode())
+        await trio.sleep(5)
+        assert {message["params"]["taskId"] for message in script.posted[1:]} == {task_id}
