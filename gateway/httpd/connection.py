@@ -23,7 +23,7 @@ from gateway.httpd.exchange import MAX_WHOLE_BODY, ClientGone, Exchange, Respons
 from gateway.httpd.request_parser import ProtocolError, RequestHead, RequestParser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gateway.httpd.exchange import App, NowaitHandler, Service
     from gateway.httpd.wire import Wire
@@ -349,7 +349,7 @@ class Connection:
 
     # --- writing
 
-    def finish_nowait(self, exchange: Exchange, pieces: list[bytes]) -> bool:
+    def finish_nowait(self, exchange: Exchange, pieces: Sequence[bytes | memoryview]) -> bool:
         """Send an exchange's last message without waiting; a task sends the rest."""
         try:
             for data in pieces:
@@ -371,7 +371,7 @@ class Connection:
         if self.service.logs_access:
             await self.service.note_end(exchange)
 
-    async def write(self, *pieces: bytes) -> None:  # noqa: ASYNC910 - a reschedule costs 4 us a message
+    async def write(self, *pieces: bytes | memoryview) -> None:  # noqa: ASYNC910 - a reschedule costs 4 us a message
         """Send a message; wait for the peer at most `send_timeout` s at a time.
 
         Messages never interleave. Raises ClientGone when the peer has disconnected or read nothing for that time (the

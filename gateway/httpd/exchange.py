@@ -30,6 +30,7 @@ from collections import deque
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 from urllib.parse import unquote
 
@@ -38,7 +39,7 @@ from hypercorn.logging import Logger
 from hypercorn.utils import UnexpectedMessageError, suppress_body
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from hypercorn.config import Config
 
@@ -179,11 +180,11 @@ class ExchangeOwner(Protocol):
         """Run an app in a task of the connection."""
         ...
 
-    def finish_nowait(self, exchange: Exchange, pieces: list[bytes]) -> bool:
+    def finish_nowait(self, exchange: Exchange, pieces: Sequence[bytes | memoryview]) -> bool:
         """Send the last message without waiting; return False if the client has disconnected."""
         ...
 
-    async def write(self, *pieces: bytes) -> None:
+    async def write(self, *pieces: bytes | memoryview) -> None:
         """Send one message. Raises ClientGone."""
         ...
 
@@ -315,7 +316,7 @@ class Exchange:
     # --- the response side
 
     async def send(self, message: dict[str, Any]) -> None:  # noqa: ASYNC910 - holding a head back waits for nothing
-        """Send as in ASGI; see `Connection.write` for its bound.
+        """Send as in ASGI, a body also as a tuple of its parts; see `Connection.write` for its bound.
 
         Raises ClientGone, UnexpectedMessageError for a message out of order, ValueError for
         headers that are not legal and for a body that breaks its content-length. Cancelled while a part of the message
@@ -408,9 +409,11 @@ class Exchange:
         """Whether only the end of the connection marks the end of the body."""
         return self._left is None and not self._chunked and not self._no_body
 
-    def _render(self, body: bytes, more: bool) -> list[bytes]:
+    def _render(self, body: bytes | tuple[bytes | memoryview, ...], more: bool) -> list[bytes | memoryview]:
         """Return the next message, the first with the head; advance the response."""
-        parts = self._framed(body, more)  # first, since it may refuse: then nothing of this response has been sent
+        parts = self._framed(
+            body if isinstance(body, tuple) else (body,), more
+        )  # first, since it may refuse: then nothing of this response has been sent
         if self.state is ResponseState.HELD:
             if not more and not self.complete:
                 self.close_after = True  # the rest of the request is not awaited
@@ -423,31 +426,34 @@ class Exchange:
         self.state = ResponseState.STREAMING if more else ResponseState.DONE
         return joined(parts)
 
-    def _framed(self, body: bytes, more: bool) -> list[bytes]:
+    def _framed(self, body: Sequence[bytes | memoryview], more: bool) -> Sequence[bytes | memoryview]:
         if self._no_body:
             return []
+        size = sum(map(len, body))
         if self._chunked:
-            if not body:
+            if not size:
                 return [] if more else [LAST_CHUNK]
-            return [b"%x\r\n" % len(body), body, b"\r\n" if more else b"\r\n" + LAST_CHUNK]
+            return [b"%x\r\n" % size, *body, b"\r\n" if more else b"\r\n" + LAST_CHUNK]
         if self._left is not None:
-            if len(body) > self._left:
+            if size > self._left:
                 raise ValueError("Too much data for declared Content-Length")
-            self._left -= len(body)
+            self._left -= size
             if self._left and not more:
                 raise ValueError("Too little data for declared Content-Length")
-        return [body] if body else []
+        return body if size else []
 
 
-def joined(parts: list[bytes]) -> list[bytes]:
-    """Join the parts of a message, except a large one, which is not copied."""
+def joined(parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Join the parts of a message, except large ones, which are not copied."""
     if len(parts) < 2:
-        return parts
-    large = max(parts, key=len)
-    if len(large) <= COPIED:
+        return [*parts]
+    if len(max(parts, key=len)) <= COPIED:
         return [b"".join(parts)]
-    at = parts.index(large)
-    return [b"".join(parts[:at]), large, b"".join(parts[at + 1 :])]
+    pieces: list[bytes | memoryview] = []
+    for is_large, group in groupby(parts, lambda part: len(part) > COPIED):
+        found = list(group)
+        pieces += found if is_large else [b"".join(found)]
+    return pieces
 
 
 def refusal(status: int, common: bytes) -> bytes:

@@ -53,7 +53,7 @@ class Wire:
         self._socket.setblocking(False)
         self._send_timeout = send_timeout
         self._least_rate = least_rate
-        self._unsent: deque[bytes] = deque()
+        self._unsent: deque[bytes | memoryview] = deque()
         self._sent = 0  # sent bytes of the first of them; a piece is kept, and counted, until all of it is sent
         self._share = share
 
@@ -87,7 +87,7 @@ class Wire:
         """The number of bytes kept for `flush`."""
         return self._share.size
 
-    def send_nowait(self, data: bytes) -> None:
+    def send_nowait(self, data: bytes | memoryview) -> None:
         """Send without waiting; keep the rest for `flush`. Raises OSError without a peer."""
         if not self._unsent:
             sent = 0
@@ -175,7 +175,7 @@ class TLSWire(Wire):
         """See `Wire`; true also for data of TLS itself."""
         return bool(self._incoming.pending or self._tls.pending()) or super().has_input
 
-    def send_nowait(self, data: bytes) -> None:
+    def send_nowait(self, data: bytes | memoryview) -> None:
         """See `Wire`."""
         for start in range(0, len(data), MAX_ENCRYPTED):
             self._tls.write(memoryview(data)[start : start + MAX_ENCRYPTED])

@@ -372,13 +372,14 @@ async def test_a_response_over_the_bound_ends_its_connection() -> None:
     assert unsent.used == 0
 
 
-async def test_a_stream_over_the_bound_ends_its_connection() -> None:
-    unsent, gone = Budget(len(BIG)), trio.Event()
+@pytest.mark.parametrize("body", [BIG * 16, (b"x", *[memoryview(BIG)] * 16)], ids=["whole", "in parts"])
+async def test_a_stream_over_the_bound_ends_its_connection(body: Any) -> None:
+    unsent, gone = Budget(len(BIG) * 8), trio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(START)
         with pytest.raises(ClientGone):
-            await send({"type": "http.response.body", "body": BIG * 16, "more_body": True})
+            await send({"type": "http.response.body", "body": body, "more_body": True})
         gone.set()
 
     async with serving("ours", app, unsent=unsent) as server, connected(server) as client:
@@ -387,6 +388,27 @@ async def test_a_stream_over_the_bound_ends_its_connection() -> None:
         with pytest.raises(trio.BrokenResourceError):
             await client.rest()
     assert unsent.used == 0
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("length", [None, 3 * len(BIG) + 3])
+async def test_the_parts_of_a_body_are_sent_as_one(
+    scheme: str, length: int | None, certificate: dict[str, str]
+) -> None:
+    parts = (b"a", memoryview(BIG), b"b", memoryview(BIG), memoryview(BIG), b"c")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [] if length is None else [(b"content-length", b"%d" % length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": parts})
+
+    settings: dict[str, Any] = dict(certificate) if scheme == "https" else {}
+    async with (
+        serving("ours", app, **settings) as server,
+        by_tls(server, certificate, "http/1.1") if settings else connected(server) as client,
+    ):
+        await client.send(get())
+        assert (await client.answer())[2] == b"".join(parts)
 
 
 async def test_an_ended_connection_needs_no_collector() -> None:

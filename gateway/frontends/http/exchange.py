@@ -17,6 +17,7 @@ from gateway.access.refusal import Refusal
 from gateway.budget import Intake
 from gateway.calls import ANYBODY, at_endpoint
 from gateway.errors import Busy, Revoked
+from gateway.large import joined
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -277,19 +278,16 @@ class Exchange:
         await self._document(status, b"", *headers, *self.always)
 
     async def _document(self, status: int, body: Body, *headers: tuple[bytes, bytes]) -> None:
-        """Send a whole response; `end_stream` can abort it until the client has read it."""
-        *parts, last = self._parts_of(body)
-        length = (b"content-length", str(sum(map(len, parts), len(last))).encode())
-        await self._start(status, length, *headers)
-        for part in parts:
-            await self._emit({"type": "http.response.body", "body": part, "more_body": True})
-        await self._emit({"type": "http.response.body", "body": last})
-        self._complete = True
+        """Send a whole response; `end_stream` can abort it until the client has read it.
 
-    def _parts_of(self, body: Body) -> tuple[bytes | memoryview, ...]:
-        if isinstance(body, bytes):
-            return (body,)
-        return body if self._request is not None else tuple(map(bytes, body))  # another server may take only bytes
+        The parts of a body are sent as one message, so that all of them count as unsent at once.
+        """
+        if self._request is None:  # another server takes only bytes
+            body = await joined(body)
+        length = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        await self._start(status, (b"content-length", str(length).encode()), *headers)
+        await self._emit({"type": "http.response.body", "body": body})
+        self._complete = True
 
     async def event(self, message: Body, event_id: bytes = b"") -> None:
         """Send one message as an SSE event; the first one opens the stream.
@@ -297,11 +295,15 @@ class Exchange:
         It has an id if the stream can be resumed.
         """
         head = b"event: message\r\nid: " + event_id + b"\r\ndata: " if event_id else b"event: message\r\ndata: "
-        parts = self._parts_of(message)
-        if len(parts) == 1 and len(message) <= MAX_COPIED:
-            await self.frames(b"%b%b\r\n\r\n" % (head, parts[0]))
+        if self._request is None:  # another server takes only bytes
+            message = await joined(message)
+        if not isinstance(message, bytes):
+            await self.frames((head, *message, b"\r\n\r\n"))
             return
-        for part in (head, *parts, b"\r\n\r\n"):
+        if len(message) <= MAX_COPIED:
+            await self.frames(head + message + b"\r\n\r\n")
+            return
+        for part in (head, message, b"\r\n\r\n"):
             await self.frames(part)
 
     async def mark(self, event_id: bytes, *, retry: int | None = None) -> None:
@@ -316,7 +318,7 @@ class Exchange:
         """Send an SSE comment, to keep intermediaries and clients from timing out."""
         await self.frames(KEEP_ALIVE)
 
-    async def frames(self, data: bytes | memoryview) -> None:
+    async def frames(self, data: Body) -> None:
         """Send SSE events that are already framed, or parts of one."""
         if not self._streaming:
             await self._open_stream()
