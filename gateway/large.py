@@ -23,6 +23,8 @@ MAX_STEP: Final = 2**20
 """Bytes of a string that are checked in one step, which takes a few milliseconds."""
 MAX_STRINGS: Final = 10_000
 """Strings that are looked at: a message with more before a long one is not mostly a few long strings."""
+STRINGS_PER_STEP: Final = 256
+"""Each may have `MAX_QUOTES`."""
 MAX_QUOTES: Final = 100
 """Escaped quotes of a string that are looked at; one with more is checked like a long string."""
 
@@ -55,7 +57,7 @@ async def set_aside(data: bytes) -> tuple[bytes, LongStrings] | None:
     kept: list[bytes] = []
     strings: list[memoryview] = []
     done = at = rested = 0
-    for _ in range(MAX_STRINGS):
+    for number in range(MAX_STRINGS):
         start = data.find(b'"', at)
         if start < 0:
             break
@@ -68,7 +70,7 @@ async def set_aside(data: bytes) -> tuple[bytes, LongStrings] | None:
             done = end + 1
             strings.append(memoryview(data)[start:done])
         at = end + 1
-        if at - rested >= MAX_STEP:
+        if at - rested >= MAX_STEP or number % STRINGS_PER_STEP == 0:
             rested = at
             await trio.lowlevel.checkpoint()
     if not strings or sum(map(len, strings)) < len(data) / 2:

@@ -13,7 +13,7 @@ import msgspec
 
 from gateway import jsonrpc
 from gateway.calls import Complete, Era, Failure, InputRequired
-from gateway.eras import blocks, contents, meta
+from gateway.eras import blocks, contents, meta, tasks
 from gateway.eras.methods import CACHEABLE
 from gateway.eras.versions import LATEST_LEGACY
 from gateway.errors import BackendProtocol
@@ -65,6 +65,19 @@ def read_response(message: jsonrpc.Message, era: Era, backend: str) -> Outcome:
         return Complete(result, era)
     outcome = read_modern_result(result)
     return BackendProtocol(backend, "answered with an undeclared resultType") if outcome is None else outcome
+
+
+def with_strings(outcome: Outcome, strings: jsonrpc.LongStrings, size: int) -> Complete | None:
+    """Return a result with the strings set aside from it; None if it needs them.
+
+    The gateway itself reads those of a new task. The strings keep a message of `size` bytes in memory, but only the
+    result is counted: it must have at least half of them.
+    """
+    if type(outcome) is not Complete or tasks.read_created(outcome.result, outcome.era) is not None:
+        return None
+    if sum(map(len, strings.restore(outcome.result))) < size / 2:
+        return None
+    return Complete(outcome.result, outcome.era, strings)
 
 
 def for_legacy(outcome: Complete, *, method: str = "", version: str = LATEST_LEGACY) -> bytes:

@@ -316,7 +316,9 @@ class Exchange:
     # --- the response side
 
     async def send(self, message: dict[str, Any]) -> None:  # noqa: ASYNC910 - holding a head back waits for nothing
-        """Send as in ASGI, a body also as a tuple of its parts; see `Connection.write` for its bound.
+        """Send as in ASGI; see `Connection.write` for its bound.
+
+        A body may also be a tuple of its parts.
 
         Raises ClientGone, UnexpectedMessageError for a message out of order, ValueError for
         headers that are not legal and for a body that breaks its content-length. Cancelled while a part of the message

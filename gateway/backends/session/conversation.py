@@ -23,7 +23,7 @@ from gateway.backends.session.tasks import TaskDriver
 from gateway.backends.stderr import ONE_LINE, SPREAD
 from gateway.calls import Complete, Era, Notification
 from gateway.catalog.salvage import salvage
-from gateway.eras import meta, requests, results, tasks
+from gateway.eras import meta, requests, results
 from gateway.eras.methods import LIST_CHANGED, LISTED_KIND, LISTEN, OPENING
 from gateway.errors import BackendError, BackendProtocol, BackendTooSlow, BuffersFull
 from gateway.large import set_aside
@@ -280,40 +280,30 @@ class Conversation:
     async def feed_large(self, data: bytes, pending: PendingCall | None = None) -> None:
         """Handle a large message as `feed` does, in several steps, between which other tasks run."""
         found = await set_aside(data)
-        if found is not None and self._feed_result(*found, len(data)):
-            return
-        await trio.lowlevel.checkpoint()
-        try:
-            message = jsonrpc.decode(data)
-        except jsonrpc.Malformed:
-            message = None
-        await trio.lowlevel.checkpoint()
-        if message is None or message.method is not msgspec.UNSET or message.result is jsonrpc.ABSENT:
+        if found is None or (response := self._read_result(*found, len(data))) is None:
+            await trio.lowlevel.checkpoint()
+            response = self._read_result(data)
+            await trio.lowlevel.checkpoint()
+        if response is None:
             self.feed(data, pending)
-            return
-        outcome = self.outcome_of(message)
-        await trio.lowlevel.checkpoint()
-        self._handle_response(message, outcome)
+        else:
+            self._handle_response(*response)
 
-    def _feed_result(self, data: bytes, strings: jsonrpc.LongStrings, size: int) -> bool:
-        """Handle the result of a client's call in a message of `size` bytes; return False for other messages."""
+    def _read_result(
+        self, data: bytes, strings: jsonrpc.LongStrings | None = None, size: int = 0
+    ) -> tuple[jsonrpc.Message, Outcome] | None:
+        """Read a response with a result; None for others, or if it needs its `strings`."""
         try:
             message = jsonrpc.decode(data)
         except jsonrpc.Malformed:
-            return False
-        if message.method is not msgspec.UNSET or message.result is jsonrpc.ABSENT or not isinstance(message.id, int):
-            return False
-        # The gateway itself needs the strings of its own requests' results and of new tasks.
-        if message.id in self._waiters or tasks.read_created(message.result, self.hop.era) is not None:
-            return False
-        outcome = self.outcome_of(message)
-        if type(outcome) is not Complete:
-            return False
-        # The strings keep the whole message in memory, but only the result is counted.
-        if sum(map(len, strings.restore(outcome.result))) < size / 2:
-            return False
-        self._handle_response(message, Complete(outcome.result, outcome.era, strings))
-        return True
+            return None
+        if message.method is not msgspec.UNSET or message.result is jsonrpc.ABSENT:
+            return None
+        outcome: Outcome | None = self.outcome_of(message)
+        if strings is not None:
+            is_call = isinstance(message.id, int) and message.id not in self._waiters
+            outcome = results.with_strings(outcome, strings, size) if is_call else None
+        return None if outcome is None else (message, outcome)
 
     def _handle_message(self, data: bytes, pending: PendingCall | None) -> None:
         try:
@@ -458,9 +448,7 @@ class Conversation:
         if may_be_task and self.tasks.adopt(number, pending, message.result):
             self._calls.pop(number, None)
             return
-        if outcome is None:
-            outcome = results.read_response(message, self.hop.era, self.backend)
-        if not self.finish(number, outcome):
+        if not self.finish(number, self.outcome_of(message) if outcome is None else outcome):
             self._withdrawn.pop(number, None)
             self.unmatched += 1
             log.debug("backend %r answered an unknown id: %r", self.backend, request_id)
