@@ -15,14 +15,11 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 import msgspec
 
 from gateway import surrogates
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 Id = int | str
 """A request id: MCP allows strings and integers, never null (basic/index, "Requests")."""
@@ -56,8 +53,6 @@ UNREADABLE: Final = "(unreadable)"
 Body = bytes | tuple[bytes | memoryview, ...]
 """A message to send; a large one is in parts."""
 
-_MARK: Final = b'"' + secrets.token_hex(16).encode()
-"""Begins each placeholder of a long string; no peer can guess it."""
 _DOTTED_I: Final = str.maketrans({0x130: "i", 0x131: "i"})
 _ID = rb'"id"\s*:\s*(-?[0-9]{1,40}|"(?:[^"\\]|\\.){0,512}")\s*'
 _VERSION = rb'"jsonrpc"\s*:\s*"2\.0"\s*'
@@ -396,22 +391,24 @@ def raw(value: object) -> msgspec.Raw:
 class LongStrings:
     """The strings of one message that were set aside, each with its quotes."""
 
-    __slots__ = ("_strings", "size")
+    __slots__ = ("_mark", "_strings", "size")
 
-    def __init__(self, strings: Sequence[memoryview]) -> None:
-        self._strings = strings
-        self.size = sum(map(len, strings))
+    def __init__(self) -> None:
+        self._mark = b'"' + secrets.token_hex(16).encode()  # no peer can guess it
+        self._strings: list[memoryview] = []
+        self.size = 0
         """The number of their bytes."""
 
-    @staticmethod
-    def placeholder(number: int) -> bytes:
-        """Return what stands for a string, itself a JSON string."""
-        return b'%b%d"' % (_MARK, number)
+    def add(self, string: memoryview) -> bytes:
+        """Set a string aside; return its placeholder, itself a JSON string."""
+        self._strings.append(string)
+        self.size += len(string)
+        return b'%b%d"' % (self._mark, len(self._strings) - 1)
 
     def restore(self, text: bytes) -> tuple[bytes | memoryview, ...]:
         """Return the parts of a JSON text in which each placeholder has its string again."""
         parts: list[bytes | memoryview] = []
-        first, *rest = text.split(_MARK)
+        first, *rest = text.split(self._mark)
         parts.append(first)
         for one in rest:
             number, _, following = one.partition(b'"')

@@ -55,7 +55,7 @@ async def set_aside(data: bytes) -> tuple[bytes, LongStrings] | None:
     whole. The strings refer to `data`, which stays in memory as long as they do.
     """
     kept: list[bytes] = []
-    strings: list[memoryview] = []
+    strings = LongStrings()
     done = at = rested = 0
     for number in range(MAX_STRINGS):
         start = data.find(b'"', at)
@@ -66,17 +66,16 @@ async def set_aside(data: bytes) -> tuple[bytes, LongStrings] | None:
             end = await _end_of_long(data, start + 1)
             if end < 0:
                 return None
-            kept += (data[done:start], LongStrings.placeholder(len(strings)))
+            kept += (data[done:start], strings.add(memoryview(data)[start : end + 1]))
             done = end + 1
-            strings.append(memoryview(data)[start:done])
         at = end + 1
         if at - rested >= MAX_STEP or number % STRINGS_PER_STEP == 0:
             rested = at
             await trio.lowlevel.checkpoint()
-    if not strings or sum(map(len, strings)) < len(data) / 2:
+    if strings.size < max(1, len(data) / 2):
         return None
     kept.append(data[done:])
-    return b"".join(kept), LongStrings(strings)
+    return b"".join(kept), strings
 
 
 def _end_of_short(data: bytes, at: int) -> int:

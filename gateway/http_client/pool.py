@@ -100,6 +100,8 @@ class _Connection:
                 problem = error
             if problem is not None or self.parser.status_code >= _FIRST_ERROR:
                 nursery.cancel_scope.cancel()
+        if isinstance(problem, _NotSent) and not (self._is_broken or self.wire.unsent):  # since the end was received
+            raise ConnectionError("the server closed it without a complete response")
         if problem is not None:
             raise problem
         if self.wire.unsent:

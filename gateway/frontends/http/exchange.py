@@ -282,7 +282,7 @@ class Exchange:
 
         The parts of a body are sent as one message, so that all of them count as unsent at once.
         """
-        if self._request is None:  # another server takes only bytes
+        if self._request is None and not isinstance(body, bytes):  # another server takes only bytes
             body = await joined(body)
         length = len(body) if isinstance(body, bytes) else sum(map(len, body))
         await self._start(status, (b"content-length", str(length).encode()), *headers)
@@ -295,7 +295,7 @@ class Exchange:
         It has an id if the stream can be resumed.
         """
         head = b"event: message\r\nid: " + event_id + b"\r\ndata: " if event_id else b"event: message\r\ndata: "
-        if self._request is None:  # another server takes only bytes
+        if self._request is None and not isinstance(message, bytes):  # another server takes only bytes
             message = await joined(message)
         if not isinstance(message, bytes):
             await self.frames((head, *message, b"\r\n\r\n"))
