@@ -14,7 +14,8 @@ from benchmarks.soak_client import BREAKAGES, ODDITIES, WITHIN, Client, text_of
 from tests.support.wire import initialize_params, make_notification, make_request
 
 LARGE = (100_000, 2_000_000)  # bytes of a large result
-VANISHING = 8_000_000  # bytes that no socket buffer holds, so that the gateway is still writing
+HUGE = 9_000_000  # bytes of one that is handled in steps, and that no socket buffer holds
+HUGE_SHARE = 0.1
 CRASH_PAUSE = 6.0  # seconds between two crashes, at most
 LOGIN_PAUSE = 4.0
 
@@ -58,14 +59,14 @@ class PathClient(Caller):
         self.judge(await self.request(tool, {"text": nonce}), nonce, tool)
 
     async def step_large(self, random):
-        size = random.randint(*LARGE)
+        size = HUGE if random.random() < HUGE_SHARE else random.randint(*LARGE)
         answer = await self.request("large.big", {"n": size})
         if answer is not None and len(text_of(answer)) != size:
             self.fail("misdirected", f"{len(text_of(answer))} bytes instead of {size}")
 
     async def step_vanish(self, _random):
         """Disconnect while the gateway is still writing a large result."""
-        params = {"name": "large.big", "arguments": {"n": VANISHING}}
+        params = {"name": "large.big", "arguments": {"n": HUGE}}
         if self.era == "legacy":
             self.http.last_id += 1
             exchange = self.http.stream(make_request(self.http.last_id, "tools/call", params))
@@ -115,7 +116,7 @@ class SseClient(Client):
         self.judge(await self.request("tools/call", {"name": tool, "arguments": {"text": nonce}}), nonce, tool)
 
     async def step_large(self, random):
-        size = random.randint(*LARGE)
+        size = HUGE if random.random() < HUGE_SHARE else random.randint(*LARGE)
         answer = await self.request("tools/call", {"name": "large.big", "arguments": {"n": size}})
         if len(text_of(answer)) != size:
             self.fail("misdirected", f"{len(text_of(answer))} bytes instead of {size}")
