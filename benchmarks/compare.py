@@ -54,7 +54,8 @@ def run(options):
             "http": {"url": f"http://127.0.0.1:{echo.port}/mcp", "era": "legacy"},
             "pipe": {"command": command, "args": args},
         }
-        gateway = stack.enter_context(serving_config({"mcpServers": servers}))
+        settings = {"max_sessions": 10_000}  # the load ends none
+        gateway = stack.enter_context(serving_config({"mcpServers": servers, "gateway": settings}))
         gateway.wait_ready(len(servers))
         pids = {"http": {"gateway": gateway.pid, "backend": echo.pid}}
         pids["pipe"] = {"gateway": gateway.pid, "backend": child_of(gateway.pid)}
