@@ -1,8 +1,8 @@
 """Large messages: their long strings are set aside, and the rest is a small message.
 
 A large message consists mostly of a few long strings: a file, an image. `set_aside` checks those in many short steps,
-between which other tasks run, and puts placeholders in their places. What is left is read and changed like any other
-message, in no time. `LongStrings.restore` yields the bytes to send, in parts, so that nothing large is ever copied.
+between which other tasks run, and replaces them by placeholders. The rest is read and changed like any other message,
+in one short step. `LongStrings.restore` returns what is sent, in parts, so that nothing large is copied.
 """
 
 from __future__ import annotations

@@ -413,9 +413,8 @@ class Exchange:
 
     def _render(self, body: bytes | tuple[bytes | memoryview, ...], more: bool) -> list[bytes | memoryview]:
         """Return the next message, the first with the head; advance the response."""
-        parts = self._framed(
-            body if isinstance(body, tuple) else (body,), more
-        )  # first, since it may refuse: then nothing of this response has been sent
+        # First, since it may refuse: then nothing of this response has been sent.
+        parts = self._framed(body if isinstance(body, tuple) else (body,), more)
         if self.state is ResponseState.HELD:
             if not more and not self.complete:
                 self.close_after = True  # the rest of the request is not awaited

@@ -230,7 +230,7 @@ class ResumableDelivery(HttpDelivery):
         store, log, prime = self._open()
         text = "the response was too large to keep for a reconnecting client; send the request again"
         lost = jsonrpc.error_response(self.request_id, jsonrpc.INTERNAL_ERROR, text)
-        body = body if isinstance(body, bytes) else b"".join(body)  # not in a thread: a cancellation would lose it
+        body = body if isinstance(body, bytes) else b"".join(body)  # not in steps: a cancellation would lose it
         event_id = store.end(log, body, lost, now=trio.current_time())
         await self._send(body, event_id, prime)
         await self._exchange.end_stream()
