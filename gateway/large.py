@@ -2,7 +2,7 @@
 
 A large message consists mostly of a few long strings: a file, an image. `set_aside` checks those in many short steps,
 between which other tasks run, and replaces them by placeholders. The rest is read and changed like any other message,
-in one short step. `LongStrings.restore` returns what is sent, in parts, so that nothing large is copied.
+in one short step. `LongStrings.restore` returns what is sent, in parts; HTTP sends them without a copy.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ class Exchange:
     def respond_nowait(self, status: int, body: Body, headers: tuple[tuple[bytes, bytes], ...] = (JSON,)) -> None:
         """Send a whole response without waiting; a no-op if the client has disconnected.
 
-        A task sends one in parts.
+        A body in parts is sent by a task.
         """
         if not isinstance(body, bytes):
             self.start_task(partial(self._document, status, body, *headers))
